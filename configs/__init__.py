@@ -1,0 +1,1 @@
+"""The shipped sweep configurations, as package data."""

@@ -1,0 +1,1 @@
+"""The engine: configuration, plan, measurement, records and runs."""

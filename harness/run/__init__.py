@@ -1,0 +1,1 @@
+"""From a plan to launches: fork servers and the scheduler."""

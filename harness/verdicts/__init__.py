@@ -1,0 +1,1 @@
+"""From samples to estimates and judgements. Pure functions, no torch, no disk."""

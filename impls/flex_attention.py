@@ -1,0 +1,67 @@
+"""FlexAttention: torch compiles a kernel for the mask (torch.nn.attention.flex_attention).
+
+On the CPU inductor generates C++, so a compiler must be there, and there is no backward.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from .api import Implementation, Tensors
+from .limits import Device, Support, one_of
+from .problem import AttentionProblem, Pass
+from .registry import register
+
+_CPU_FORWARD_ONLY = one_of(
+    "forward", source="torch 2.13: FlexAttention does not support backward on CPU"
+)
+
+
+@register
+class FlexAttention(Implementation):
+    """Compiled in `prepare`, as one graph: where torch cannot compile, it fails instead of running eagerly."""
+
+    name = "flex_attention"
+    summary = "torch FlexAttention, compiled"
+    traced = False
+
+    def unavailable(self, device: Device) -> tuple[str, ...]:
+        """On the CPU inductor needs a C++ compiler."""
+        reasons = super().unavailable(device)
+        if device.kind == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+            reasons += ("no C++ compiler on PATH: torch.compile generates C++ on the CPU",)
+        return reasons
+
+    def supports(self, problem: AttentionProblem, passes: Pass, device: Device) -> Support:
+        """Forward only on the CPU."""
+        reasons = super().supports(problem, passes, device).reasons
+        if device.kind == "cpu" and not _CPU_FORWARD_ONLY.allows(passes):
+            reasons += (f"pass {passes} on the CPU: needs {_CPU_FORWARD_ONLY.allowed} ({_CPU_FORWARD_ONLY.source})",)
+        return Support(reasons)
+
+    def prepare(self, problem: AttentionProblem, tensors: Tensors) -> Callable[[], Any]:
+        """Build the block mask and compile for these static shapes."""
+        import torch
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        block_mask = None
+        if problem.is_causal and problem.seq_q > 1:
+            offset = problem.causal_offset
+            block_mask = create_block_mask(
+                lambda batch, head, query, key: key <= query + offset,
+                B=None, H=None, Q_LEN=problem.seq_q, KV_LEN=problem.seq_kv,
+                device=tensors.query.device.type,
+            )  # fmt: skip
+        compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+        scale, grouped = problem.softmax_scale, problem.group_size > 1
+
+        def call() -> Any:
+            return compiled(*tensors, block_mask=block_mask, scale=scale, enable_gqa=grouped)
+
+        return call
+
+    def backend(self, operators: frozenset[str]) -> str | None:
+        """`fullgraph` makes torch raise rather than run eagerly, so what ran is what inductor compiled."""
+        return "inductor"

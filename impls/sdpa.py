@@ -1,0 +1,168 @@
+"""PyTorch's `scaled_dot_product_attention`: as torch picks, and with each of its backends pinned.
+
+torch's `is_causal` is aligned top-left (pytorch#108108). Rectangular causal problems therefore get an explicit
+bottom-right mask: `causal_lower_right` on CUDA, a dense boolean mask on the CPU.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+from .api import Implementation, RefusedError, Tensors, WrongBackendError
+from .limits import Device, Limits, Support, at_least, at_most, one_of
+from .problem import AttentionProblem, Pass
+from .registry import register
+
+_SDP_UTILS = "torch 2.13 aten/src/ATen/native/transformers/cuda/sdp_utils.cpp"
+
+#: The operator that a backend dispatches; the math backend is what remains, plain products and a softmax.
+_BACKEND_OF_OPERATOR = {
+    "aten._scaled_dot_product_flash_attention_for_cpu.default": "flash",
+    "aten._scaled_dot_product_flash_attention.default": "flash",
+    "aten._scaled_dot_product_efficient_attention.default": "efficient",
+    "aten._efficient_attention_forward.default": "efficient",
+    "aten._scaled_dot_product_cudnn_attention.default": "cudnn",
+    "aten._scaled_dot_product_fused_attention_overrideable.default": "overrideable",
+}
+
+
+class _Sdpa(Implementation):
+    """One call of `scaled_dot_product_attention` under a pinned backend; `pinned` None lets torch pick."""
+
+    pinned: ClassVar[str | None] = None
+    #: Limits that hold on CUDA beside those that hold everywhere.
+    cuda_limits: ClassVar[Limits] = Limits()
+
+    def unavailable(self, device: Device) -> tuple[str, ...]:
+        """The device's reasons, from the limits of all devices and of CUDA."""
+        reasons = super().unavailable(device)
+        return (*reasons, *self.cuda_limits.device_refusals(device)) if device.kind == "cuda" else reasons
+
+    def supports(self, problem: AttentionProblem, passes: Pass, device: Device) -> Support:
+        """Every reason, from the limits of all devices and of CUDA."""
+        reasons = super().supports(problem, passes, device).reasons
+        if device.kind == "cuda":
+            reasons += self.cuda_limits.refusals(problem, passes, device)
+        return Support(tuple(dict.fromkeys(reasons)))
+
+    def context(self) -> AbstractContextManager[Any]:
+        """The pinned backend, and no other."""
+        if self.pinned is None:
+            return nullcontext()
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        member = {"math": "MATH"}.get(self.pinned, f"{self.pinned.upper()}_ATTENTION")
+        context: AbstractContextManager[Any] = sdpa_kernel([getattr(SDPBackend, member)])
+        return context
+
+    def prepare(self, problem: AttentionProblem, tensors: Tensors) -> Callable[[], Any]:
+        """Build the mask; one call under the pin shows whether torch accepts it."""
+        from torch.nn.functional import scaled_dot_product_attention
+
+        square = problem.is_causal and problem.causal_offset == 0 and problem.seq_q > 1
+        mask = None if square else self._mask(problem, tensors.query.device)
+        scale, grouped = problem.softmax_scale, problem.group_size > 1
+
+        def call() -> Any:
+            return scaled_dot_product_attention(
+                *tensors, attn_mask=mask, is_causal=square, scale=scale, enable_gqa=grouped
+            )
+
+        if self.pinned is not None:
+            self._try(call)
+        return call
+
+    def _mask(self, problem: AttentionProblem, device: Any) -> Any:
+        if not problem.is_causal or problem.seq_q == 1:
+            return None
+        import torch
+
+        if device.type == "cuda" and self.pinned in (None, "flash", "efficient"):
+            from torch.nn.attention.bias import causal_lower_right
+
+            return causal_lower_right(problem.seq_q, problem.seq_kv)
+        ones = torch.ones(problem.seq_q, problem.seq_kv, dtype=torch.bool, device=device)
+        return ones.tril(diagonal=problem.causal_offset)
+
+    def _try(self, call: Callable[[], Any]) -> None:
+        with warnings.catch_warnings(record=True) as caught, self.context():
+            warnings.simplefilter("always")
+            try:
+                call()
+            except RuntimeError as error:
+                if "No available kernel" not in str(error):
+                    raise
+                reasons = "; ".join(str(each.message).split(" (Triggered")[0] for each in caught) or str(error)
+                raise RefusedError(f"torch refuses its {self.pinned} backend: {reasons}") from error
+
+    def backend(self, operators: frozenset[str]) -> str | None:
+        """The backend that ran, told from the operators it dispatched."""
+        ran = sorted({name for op, name in _BACKEND_OF_OPERATOR.items() if op in operators}) or ["math"]
+        if self.pinned is not None and ran != [self.pinned]:
+            raise WrongBackendError(f"asked for SDPA's {self.pinned} backend, {' and '.join(ran)} ran")
+        return "+".join(ran)
+
+
+@register
+class SdpaAuto(_Sdpa):
+    """torch picks the backend; the record names the one that ran."""
+
+    name = "sdpa"
+    summary = "torch SDPA, backend picked by torch"
+
+
+@register
+class SdpaMath(_Sdpa):
+    """The explicit products, in torch's own C++."""
+
+    name = "sdpa_math"
+    summary = "torch SDPA, math backend pinned"
+    pinned = "math"
+
+
+@register
+class SdpaFlash(_Sdpa):
+    """FlashAttention: on CUDA flash-attention 2 as torch ships it, on the CPU torch's own kernel."""
+
+    name = "sdpa_flash"
+    summary = "torch SDPA, flash backend pinned"
+    pinned = "flash"
+    limits = Limits(devices=one_of("cpu", "cuda", source="torch SDPA documentation"))
+    cuda_limits = Limits(
+        capability=at_least((8, 0), source=_SDP_UTILS),
+        dtypes=one_of("float16", "bfloat16", source=_SDP_UTILS),
+        head_dims=at_most(256, source=_SDP_UTILS),
+    )
+
+
+@register
+class SdpaEfficient(_Sdpa):
+    """The memory-efficient kernel that torch took from xformers; CUDA only."""
+
+    name = "sdpa_efficient"
+    summary = "torch SDPA, memory-efficient backend pinned"
+    pinned = "efficient"
+    limits = Limits(devices=one_of("cuda", source=_SDP_UTILS))
+    cuda_limits = Limits(
+        capability=at_least((5, 0), source=_SDP_UTILS),
+        group_sizes=one_of(1, source=_SDP_UTILS),
+    )
+
+
+@register
+class SdpaCudnn(_Sdpa):
+    """cuDNN's fused attention; CUDA only."""
+
+    name = "sdpa_cudnn"
+    summary = "torch SDPA, cuDNN backend pinned"
+    pinned = "cudnn"
+    limits = Limits(devices=one_of("cuda", source=_SDP_UTILS))
+    cuda_limits = Limits(
+        platforms=one_of("cuda", source=_SDP_UTILS),
+        capability=at_least((8, 0), source=_SDP_UTILS),
+        dtypes=one_of("float16", "bfloat16", source=_SDP_UTILS),
+        head_dims=at_most(256, multiple_of=8, source=_SDP_UTILS),
+    )

@@ -1,0 +1,106 @@
+"""xformers: `memory_efficient_attention`, its operator picked by xformers or named in the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import packages
+from .api import Implementation, Option, Tensors
+from .limits import Device, Limits, Support, at_least, at_most, one_of
+from .problem import AttentionProblem, Pass
+from .registry import register
+
+_DOCSTRING = "xformers 0.0.35, memory_efficient_attention"
+_FMHA = "xformers 0.0.35, ops/fmha"
+
+_OPERATOR_LIMITS = {
+    "auto": Limits(),
+    "cutlass": Limits(
+        capability=at_least((5, 0), below=(9, 1), source=f"{_FMHA}/cutlass.py"),
+        group_sizes=one_of(1, source=f"{_FMHA}/cutlass.py: no 5-dimensional backward"),
+    ),
+    "flash": Limits(
+        capability=at_least((8, 0), source=f"{_FMHA}/flash.py"),
+        dtypes=one_of("float16", "bfloat16", source=f"{_FMHA}/flash.py"),
+        head_dims=at_most(256, multiple_of=8, source=f"{_FMHA}/flash.py"),
+    ),
+    "triton_splitk": Limits(
+        capability=at_least((8, 0), source=f"{_FMHA}/triton_splitk.py"),
+        dtypes=one_of("float16", "bfloat16", source=f"{_FMHA}/triton_splitk.py"),
+        head_dims=at_most(512, source=f"{_FMHA}/triton_splitk.py"),
+        passes=one_of("forward", source=f"{_FMHA}/triton_splitk.py"),
+    ),
+}
+
+
+@register
+class Xformers(Implementation):
+    """Bottom-right causal by `LowerTriangularFromBottomRightMask`; grouped queries as five dimensions, forward only."""
+
+    name = "xformers"
+    summary = "xformers memory_efficient_attention"
+    package = "xformers"
+    layout = "BSHD"
+    traced = False
+    options = {"operator": Option("auto", tuple(_OPERATOR_LIMITS))}
+    limits = Limits(
+        devices=one_of("cuda", source=_DOCSTRING),
+        capability=at_least((6, 0), source=_DOCSTRING),
+    )
+
+    def unavailable(self, device: Device) -> tuple[str, ...]:
+        """The device, the package, its kernels, and what the named operator needs."""
+        operator = _OPERATOR_LIMITS[str(self.option("operator"))].device_refusals(device)
+        return (*super().unavailable(device), *operator, *self._package_reasons())
+
+    @staticmethod
+    def _package_reasons() -> tuple[str, ...]:
+        version = packages.version("xformers")
+        if version is None or not packages.has_module("xformers"):
+            return ("xformers is not installed: pip install 'attnbench[gpu]'",)
+        if not packages.has_extension("xformers", "_C") and not packages.has_module("mslk"):
+            return (f"xformers {version} is installed without its kernels (no _C extension, no mslk)",)
+        return ()
+
+    def supports(self, problem: AttentionProblem, passes: Pass, device: Device) -> Support:
+        """Every reason: the function's, the operator's, and grouped queries backwards."""
+        reasons = super().supports(problem, passes, device).reasons
+        reasons += _OPERATOR_LIMITS[str(self.option("operator"))].refusals(problem, passes, device)
+        if problem.group_size > 1 and passes != "forward":
+            reasons += (f"pass {passes} with grouped queries: needs forward ({_DOCSTRING})",)
+        return Support(tuple(dict.fromkeys(reasons)))
+
+    def prepare(self, problem: AttentionProblem, tensors: Tensors) -> Callable[[], Any]:
+        """Bind the operator and the mask; grouped heads are views, `[B, S, Hkv, group, D]`."""
+        from xformers.ops import fmha
+
+        bias = None
+        if problem.is_causal and problem.seq_q > 1:
+            bias = fmha.attn_bias.LowerTriangularFromBottomRightMask()
+        operator = self._operator(fmha)
+        scale, group = problem.softmax_scale, problem.group_size
+
+        def call() -> Any:
+            return fmha.memory_efficient_attention(*tensors, attn_bias=bias, scale=scale, op=operator)
+
+        def grouped_call() -> Any:
+            query = tensors.query.unflatten(2, (problem.heads_kv, group))
+            key, value = (each.unsqueeze(3).expand(-1, -1, -1, group, -1) for each in (tensors.key, tensors.value))
+            out = fmha.memory_efficient_attention(query, key, value, attn_bias=bias, scale=scale, op=operator)
+            return out.flatten(2, 3)
+
+        return call if group == 1 else grouped_call
+
+    def _operator(self, fmha: Any) -> Any:
+        pairs = {
+            "auto": lambda: None,
+            "cutlass": lambda: fmha.MemoryEfficientAttentionCutlassOp,
+            "flash": lambda: fmha.MemoryEfficientAttentionFlashAttentionOp,
+            "triton_splitk": lambda: (fmha.triton_splitk.FwOp, None),
+        }
+        return pairs[str(self.option("operator"))]()
+
+    def backend(self, operators: frozenset[str]) -> str | None:
+        """The operator that was named; with `auto` the kernel names in the record tell."""
+        return f"xformers {packages.version('xformers')} {self.option('operator')}"

@@ -1,0 +1,1 @@
+"""From stored runs to something read: frames, tables, figures, a page, exports."""

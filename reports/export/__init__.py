@@ -1,0 +1,1 @@
+"""Exports, one small module a format."""
