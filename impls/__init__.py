@@ -2,7 +2,7 @@
 
 from .api import Implementation, Layout, Option, OptionValue, RefusedError, Tensors, WrongBackendError
 from .limits import Device, Limit, Limits, Support, at_least, at_most, one_of
-from .problem import AttentionProblem, CausalMask, Dtype, FullMask, Mask, Pass
+from .problem import CAUSAL, FULL, AttentionProblem, Dtype, Mask, Pass
 from .registry import (
     BrokenImplementationError,
     OptionError,
@@ -15,12 +15,12 @@ from .registry import (
 )
 
 __all__ = [
+    "CAUSAL",
+    "FULL",
     "AttentionProblem",
     "BrokenImplementationError",
-    "CausalMask",
     "Device",
     "Dtype",
-    "FullMask",
     "Implementation",
     "Layout",
     "Limit",

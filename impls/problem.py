@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Pass = Literal["forward", "backward", "forward_backward"]
@@ -30,7 +30,7 @@ class _Frozen(BaseModel):
 class FullMask(_Frozen):
     """Every query sees every key."""
 
-    kind: Literal["full"] = "full"
+    kind: Literal["full"]
 
     def visible_keys(self, query: int, seq_q: int, seq_kv: int) -> range:
         """The keys that query row `query` attends to."""
@@ -51,7 +51,7 @@ class FullMask(_Frozen):
 class CausalMask(_Frozen):
     """Query i sees key j when j <= i + (Skv - Sq): aligned bottom-right, as flash-attn >= 2.1 does."""
 
-    kind: Literal["causal"] = "causal"
+    kind: Literal["causal"]
 
     def visible_keys(self, query: int, seq_q: int, seq_kv: int) -> range:
         """The keys that query row `query` attends to."""
@@ -74,8 +74,14 @@ class CausalMask(_Frozen):
         return self.kind
 
 
-Mask = Annotated[FullMask | CausalMask, Field(discriminator="kind")]
+def _from_word(mask: object) -> object:
+    return {"kind": mask} if isinstance(mask, str) else mask
+
+
+#: A union tagged by `kind`; a word stands for a mask without parameters.
+Mask = Annotated[Annotated[FullMask | CausalMask, Field(discriminator="kind")], BeforeValidator(_from_word)]
 MASK_KINDS: tuple[str, ...] = ("full", "causal")
+FULL, CAUSAL = FullMask(kind="full"), CausalMask(kind="causal")
 
 
 class AttentionProblem(_Frozen):
@@ -92,7 +98,7 @@ class AttentionProblem(_Frozen):
     seq_kv: int = Field(ge=1)
     head_dim: int = Field(ge=1)
     dtype: Dtype = "float32"
-    mask: Mask = FullMask()
+    mask: Mask = FULL
     scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")

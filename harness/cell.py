@@ -1,0 +1,65 @@
+"""A cell: one point of a sweep, and its identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..impls import AttentionProblem, OptionValue, Pass
+
+Allocator = Literal["steady", "resident", "system"]
+Cache = Literal["warm", "cold"]
+Float32 = Literal["ieee", "tf32"]
+DeviceKind = Literal["cpu", "cuda"]
+
+
+class Conditions(BaseModel):
+    """What a cell is measured under, beside its problem. A default is left out of the cell's id."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: DeviceKind = "cpu"
+    cache: Cache = "warm"
+    cuda_graph: bool = False
+    threads: int | Literal["all"] = "all"
+    allocator: Allocator = "steady"
+    float32: Float32 = "ieee"
+
+    def __str__(self) -> str:
+        given = self.model_dump(exclude_defaults=True)
+        return ",".join(f"{key}={value}" for key, value in given.items())
+
+
+class Cell(BaseModel):
+    """An implementation with its options, a problem, a pass and the conditions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+    implementation: str
+    options: dict[str, OptionValue] = {}
+    revision: int = 1
+    problem: AttentionProblem
+    passes: Pass = Field(alias="pass")
+    conditions: Conditions = Conditions()
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of the canonical JSON without fields at their default, so that a new optional field keeps old ids."""
+        canonical = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def arm(self) -> str:
+        """The implementation with its options: `xformers[operator=cutlass]`."""
+        options = ",".join(f"{key}={value}" for key, value in sorted(self.options.items()))
+        return f"{self.implementation}[{options}]" if options else self.implementation
+
+    @property
+    def name(self) -> str:
+        """`chunked/b1-h8/2-s1024-d64-bfloat16-causal/forward`, and conditions that are not the default."""
+        conditions = str(self.conditions)
+        return f"{self.arm}/{self.problem}/{self.passes}" + (f"/{conditions}" if conditions else "")

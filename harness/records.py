@@ -1,0 +1,214 @@
+"""What is stored of a run: its description, its launches and its events. Times in seconds, sizes in bytes.
+
+Schema history: 1, the first.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .cell import Cell
+
+SCHEMA_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True, allow_inf_nan=False
+    )
+
+
+class Outcome(StrEnum):
+    """How a launch ended. Only OK is ever ranked."""
+
+    OK = "OK"
+    UNSUPPORTED = "UNSUPPORTED"
+    INCORRECT = "INCORRECT"
+    IMPLAUSIBLE = "IMPLAUSIBLE"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    TIMED_OUT = "TIMED_OUT"
+    CRASHED = "CRASHED"
+    ERROR = "ERROR"
+
+
+#: Outcomes that are failures of a sweep (exit code 13); the others but OK are results of it.
+FAILURES = frozenset({Outcome.INCORRECT, Outcome.IMPLAUSIBLE, Outcome.CRASHED, Outcome.ERROR})
+
+
+class Samples(_Record):
+    """Timed repetitions: `times_s[i]` is the i-th sample's time for one call, averaged over `repeats` inner calls."""
+
+    repeats: int
+    times_s: tuple[float, ...]
+    stop: Literal["precision", "budget"]
+    warmup_calls: int
+    warmup_s: float
+    wall_times_s: tuple[float, ...] = ()  # CUDA: the same samples by the host's clock, synchronised
+
+
+class Accuracy(_Record):
+    """The rule of correctness for one tensor (out, dq, dk, dv); errors are absolute, against float64."""
+
+    max_error: float
+    max_bound: float
+    rms_error: float
+    rms_bound: float | None = None  # None below 4,096 elements, where the rule does not ask
+    rms_reference: float
+    elements: int
+
+
+class Memory(_Record):
+    """Peak bytes beyond inputs and outputs. `saved` is what forward leaves for backward, where there is a backward."""
+
+    source: str
+    overhead_bytes: int
+    saved_bytes: int | None = None
+
+
+class Counters(_Record):
+    """What the operating system did to the launch while it was timed; None where the platform does not show it."""
+
+    span_s: float
+    cpu_time_s: float
+    minor_faults: int
+    major_faults: int
+    voluntary_switches: int
+    involuntary_switches: int
+    run_queue_wait_s: float | None = None
+    steal_s: float | None = None
+    throttled_s: float | None = None
+    gpu: dict[str, Any] = {}
+
+
+class Phases(_Record):
+    """Where the wall time of a launch went. `first_call_s` is a part of `check_s`."""
+
+    inputs_s: float = 0.0
+    prepare_s: float = 0.0
+    first_call_s: float = 0.0
+    check_s: float = 0.0
+    timing_s: float = 0.0
+    memory_s: float = 0.0
+
+
+class Measurement(_Record):
+    """What a worker reports: all of a launch but its place in the run."""
+
+    outcome: Outcome
+    detail: str = ""
+    samples: Samples | None = None
+    accuracy: dict[str, Accuracy] = {}
+    checked_share: float | None = None  # of the output's elements
+    memory: Memory | None = None
+    counters: Counters | None = None
+    phases: Phases = Phases()
+    void: str = ""  # why this attempt does not count; empty where it does
+    backend: str = ""
+    kernels: tuple[str, ...] = ()
+    threads: int | None = None
+
+
+class Launch(Measurement):
+    """One forked process that measured one cell once; a line of `launches.jsonl`."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
+    cell: str
+    round: int
+    attempt: int
+    implementation: str
+    name: str
+    server: str = ""
+    position: int
+    skipped: bool = False  # not measured in this round, because of how an earlier one ended
+    started_at: str
+    wall_s: float = 0.0
+
+
+class Ceilings(_Record):
+    """What the machine itself does, measured in the run, and what it could do at most where that is known."""
+
+    gemm_flops_per_s: dict[str, float]
+    memory_bytes_per_s: float
+    exp_per_s: float | None = None
+    empty_call_s: float
+    peak_flops_per_s: dict[str, float] = {}
+    last_level_cache_bytes: int | None = None
+
+
+class ServerStarted(_Record):
+    """A fresh interpreter that workers are forked from."""
+
+    event: Literal["server"] = "server"
+    at: str
+    server: str
+    round: int | None
+    pid: int
+    seconds: float
+
+
+class TruthComputed(_Record):
+    """The oracle's answer for one problem."""
+
+    event: Literal["truth"] = "truth"
+    at: str
+    problem: str
+    checked_share: float | None
+    seconds: float
+    failure: str = ""
+
+
+class CeilingsMeasured(_Record):
+    """The machine's ceilings, once a session."""
+
+    event: Literal["ceilings"] = "ceilings"
+    at: str
+    ceilings: Ceilings | None
+    seconds: float
+    failure: str = ""
+
+
+class Notice(_Record):
+    """Something a reader of the run should know."""
+
+    event: Literal["notice"] = "notice"
+    at: str
+    text: str
+
+
+class SessionEnded(_Record):
+    """The end of one `run` or `resume`, and where its wall time went."""
+
+    event: Literal["end"] = "end"
+    at: str
+    status: Literal["finished", "interrupted"]
+    wall_s: float
+    split_s: dict[str, float]
+
+
+Event = Annotated[
+    ServerStarted | TruthComputed | CeilingsMeasured | Notice | SessionEnded, Field(discriminator="event")
+]
+
+
+class RunInfo(_Record):
+    """`run.json`: everything that was fixed before the first launch."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
+    id: str
+    name: str
+    created_at: str
+    config_source: str
+    config_text: str
+    overrides: tuple[str, ...] = ()
+    config: dict[str, Any]
+    device: str
+    plugins: tuple[str, ...] = ()
+    versions: dict[str, str]
+    environment: dict[str, Any]
+    cells: tuple[Cell, ...]
+    control: tuple[str, ...]
+    seed: int
+    attnbench_version: str

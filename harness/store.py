@@ -1,0 +1,151 @@
+"""Runs on disk: `<root>/<run id>/run.json`, `launches.jsonl` and `events.jsonl`. Lines are appended, flushed and fsynced."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from .records import SCHEMA_VERSION, Event, Launch, RunInfo
+
+RUN_FILE, LAUNCH_FILE, EVENT_FILE = "run.json", "launches.jsonl", "events.jsonl"
+
+_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+_LAUNCH = TypeAdapter(Launch)
+_Line = TypeVar("_Line")
+
+
+class StoreError(Exception):
+    """A run that cannot be read or written; the message says which file, why, and what to do. Exit code 3."""
+
+
+@dataclass
+class Run:
+    """One run's folder. `notices` says what was dropped on reading."""
+
+    path: Path
+    info: RunInfo
+    notices: list[str] = field(default_factory=list)
+
+    @classmethod
+    def create(cls, root: Path, info: RunInfo) -> Run:
+        """Make the folder and write `run.json`. Errors: `StoreError`."""
+        path = root / info.id
+        try:
+            path.mkdir(parents=True)
+            _replace(path / RUN_FILE, info.model_dump_json(indent=1) + "\n")
+            (path / LAUNCH_FILE).touch()
+            (path / EVENT_FILE).touch()
+        except OSError as error:
+            raise StoreError(_cannot("write", path, error)) from error
+        return cls(path, info)
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Read a run's description. Errors: `StoreError` for a missing, truncated or foreign file."""
+        file = path / RUN_FILE
+        try:
+            text = file.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise StoreError(f"{path} holds no run: there is no {RUN_FILE}; give the folder that `run` printed") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreError(_cannot("read", file, error)) from error
+        try:
+            return cls(path, RunInfo.model_validate_json(text))
+        except ValidationError as error:
+            raise StoreError(f"{file} is damaged or of another version (this one reads schema {SCHEMA_VERSION}): "
+                             f"{_first(error)}") from error  # fmt: skip
+
+    def launches(self) -> list[Launch]:
+        """All launches in the order they ended. A torn last line is dropped, and said so in `notices`."""
+        return list(self._lines(LAUNCH_FILE, _LAUNCH))
+
+    def events(self) -> list[Event]:
+        """All events in order."""
+        return list(self._lines(EVENT_FILE, _EVENT))
+
+    def append(self, record: Launch | Event) -> None:
+        """Append one line and make it durable before returning. Errors: `StoreError`."""
+        file = self.path / (LAUNCH_FILE if isinstance(record, Launch) else EVENT_FILE)
+        line = (record.model_dump_json(exclude_defaults=True, exclude={"schema_version", "event"})[1:]).encode()
+        tag = f'"schema":{SCHEMA_VERSION}' if isinstance(record, Launch) else f'"event":"{record.event}"'
+        try:
+            _append(file, b"{" + tag.encode() + (b"," if line != b"}" else b"") + line + b"\n")
+        except OSError as error:
+            raise StoreError(_cannot("write", file, error)) from error
+
+    def _lines(self, name: str, adapter: TypeAdapter[_Line]) -> Iterator[_Line]:
+        file = self.path / name
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise StoreError(_cannot("read", file, error)) from error
+        *lines, rest = content.split(b"\n")
+        if rest:
+            self._note(f"{file}: the last line is torn and was dropped ({len(rest)} bytes)")
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield adapter.validate_json(line)
+            except ValidationError as error:
+                raise StoreError(f"{file}:{number} is damaged: {_first(error)}; remove that line to go on") from error
+
+    def _note(self, text: str) -> None:
+        if text not in self.notices:
+            self.notices.append(text)
+
+
+def _append(file: Path, line: bytes) -> None:
+    """Append a whole line; what a killed writer tore before is cut off first, and a line that does not fit leaves no trace."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        end = _end_of_whole_lines(descriptor)
+        os.ftruncate(descriptor, end)
+        os.lseek(descriptor, end, os.SEEK_SET)
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(descriptor, line[written:])
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, end)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _end_of_whole_lines(descriptor: int) -> int:
+    size = os.lseek(descriptor, 0, os.SEEK_END)
+    position = size
+    while position > 0:
+        step = min(65536, position)
+        block = os.pread(descriptor, step, position - step)
+        newline = block.rfind(b"\n")
+        if newline >= 0:
+            return position - step + newline + 1
+        position -= step
+    return 0
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def _cannot(verb: str, path: Path, error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"cannot {verb} {path}: {reason}"
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else str(first["msg"])
