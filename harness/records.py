@@ -166,6 +166,7 @@ class CeilingsMeasured(_Record):
     event: Literal["ceilings"] = "ceilings"
     at: str
     ceilings: Ceilings | None
+    torch_facts: dict[str, str] = {}
     seconds: float
     failure: str = ""
 

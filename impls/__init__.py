@@ -2,7 +2,7 @@
 
 from .api import Implementation, Layout, Option, OptionValue, RefusedError, Tensors, WrongBackendError
 from .limits import Device, Limit, Limits, Support, at_least, at_most, one_of
-from .problem import CAUSAL, FULL, AttentionProblem, Dtype, Mask, Pass
+from .problem import CAUSAL, ELEMENT_BYTES, FULL, AttentionProblem, Dtype, Mask, Pass
 from .registry import (
     BrokenImplementationError,
     OptionError,
@@ -16,6 +16,7 @@ from .registry import (
 
 __all__ = [
     "CAUSAL",
+    "ELEMENT_BYTES",
     "FULL",
     "AttentionProblem",
     "BrokenImplementationError",

@@ -102,7 +102,8 @@ def _scores(q_rows: Tensor, k_block: Tensor, rows: slice, keys: slice, blocks: B
 def _by_group(tensor: Tensor, key: Tensor) -> Tensor:
     """`[B, Hq, S, D]` as `[B Hkv, G, S, D]`."""
     heads_kv = key.shape[1]
-    return tensor.unflatten(1, (heads_kv, tensor.shape[1] // heads_kv)).flatten(0, 1)
+    by_group: Tensor = tensor.unflatten(1, (heads_kv, tensor.shape[1] // heads_kv))
+    return by_group.flatten(0, 1)
 
 
 def _rows(grouped: Tensor, heads: slice, rows: slice) -> Tensor:

@@ -1,0 +1,270 @@
+"""The truth of a problem in float64, and the error that an honest eager implementation makes in the tested dtype.
+
+Shares no code with any implementation. Legend: G query heads of a group, R selected query rows, D head dimension.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...impls import AttentionProblem
+from .inputs import Inputs, torch_dtype
+
+#: Floating-point operations that the truth of one problem may take; a larger problem is checked in part.
+CHECK_FLOPS = 8_000_000_000
+#: Scores held at once, in elements.
+BLOCK_ELEMENTS = 2**21
+#: Below this many elements the root mean square says too little to be asked about.
+RMS_ELEMENTS = 4096
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What of a problem is checked: whole (batch, key/value head) groups, or some rows of one group.
+
+    Where rows are selected, grad_out is zero elsewhere, so that dk and dv are sums over these rows alone.
+    """
+
+    groups: tuple[tuple[int, int], ...]
+    rows: tuple[int, ...] | None = None
+
+    @classmethod
+    def within(cls, problem: AttentionProblem, *, backward: bool, seed: int, flops: float = CHECK_FLOPS) -> Selection:
+        """The largest selection within a FLOP budget, drawn by a seed."""
+        generator = random.Random(seed)
+        groups = [(b, h) for b in range(problem.batch) for h in range(problem.heads_kv)]
+        row_flops = (14 if backward else 4) * problem.group_size * problem.seq_kv * problem.head_dim
+        count = int(flops // (row_flops * problem.seq_q))
+        if count >= len(groups):
+            return cls(tuple(groups))
+        if count >= 1:
+            return cls(tuple(sorted(generator.sample(groups, count))))
+        return cls.of_rows(problem, generator, int(flops // row_flops))
+
+    @classmethod
+    def of_rows(cls, problem: AttentionProblem, generator: random.Random, count: int) -> Selection:
+        """At most `count` rows of one group; the first and the last are among them, where masks go wrong first."""
+        group = (generator.randrange(problem.batch), generator.randrange(problem.heads_kv))
+        ends = {0, problem.seq_q - 1}
+        others = [row for row in range(problem.seq_q) if row not in ends]
+        drawn = generator.sample(others, max(0, min(count - len(ends), len(others))))
+        return cls((group,), tuple(sorted({*ends, *drawn})))
+
+    def share(self, problem: AttentionProblem) -> float:
+        """The checked share of the output's elements."""
+        rows = problem.seq_q if self.rows is None else len(self.rows)
+        return len(self.groups) * rows / (problem.batch * problem.heads_kv * problem.seq_q)
+
+    def restrict_grad_out(self, grad_out: Tensor, problem: AttentionProblem) -> Tensor:
+        """grad_out `[B, Hq, Sq, D]` as the check uses it: zero outside the selected rows."""
+        if self.rows is None:
+            return grad_out
+        kept = torch.zeros_like(grad_out)
+        for b, h in self.groups:
+            heads = slice(h * problem.group_size, (h + 1) * problem.group_size)
+            kept[b, heads, list(self.rows)] = grad_out[b, heads, list(self.rows)]
+        return kept
+
+    def of(self, name: str, tensor: Tensor, problem: AttentionProblem) -> Tensor:
+        """The selected part of out or dq `[n, G, R, D]`, or of dk or dv `[n, Skv, D]`, from the whole tensor."""
+        parts = []
+        for b, h in self.groups:
+            if name in ("dk", "dv"):
+                parts.append(tensor[b, h])
+                continue
+            group = tensor[b, h * problem.group_size : (h + 1) * problem.group_size]
+            parts.append(group if self.rows is None else group[:, list(self.rows)])
+        return torch.stack(parts)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One tensor's truth and what may differ from it."""
+
+    value: Tensor  # float64
+    max_bound: float
+    rms_bound: float | None
+    rms: float
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The references of a problem's outputs for a selection: out, and dq, dk, dv where there is a backward."""
+
+    selection: Selection
+    references: dict[str, Reference]
+
+    def save(self, path: Path) -> None:
+        """Write to a file that `load` reads."""
+        plain: dict[str, Any] = {"groups": self.selection.groups, "rows": self.selection.rows}
+        plain["references"] = {
+            name: (each.value, each.max_bound, each.rms_bound, each.rms) for name, each in self.references.items()
+        }
+        torch.save(plain, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Truth:
+        """Read what `save` wrote; tensors only, no code."""
+        plain = torch.load(path, weights_only=True, mmap=True)
+        references = {name: Reference(*each) for name, each in plain["references"].items()}
+        return cls(Selection(plain["groups"], plain["rows"]), references)
+
+
+def find_truth(problem: AttentionProblem, inputs: Inputs, selection: Selection, *, backward: bool) -> Truth:
+    """Float64 truth and bounds of the selected part, by the rule that `bounds` states."""
+    dtype = torch_dtype(problem.dtype)
+    truths, yards, wides, sums = [], [], [], []
+    for group in selection.groups:
+        part = _Part.of(problem, inputs, selection, group, backward=backward)
+        exact = _attention(part, torch.float64, _keep, _keep)
+        truths.append(exact)
+        sums.append(_absolute_sums(part, exact))
+        yards.append(_attention(part, torch.float32, _rounder(dtype), _rounder(dtype)))
+        wides.append(_attention(part, torch.float32, _keep, _rounder(dtype)))
+    references = {}
+    for name in truths[0]:
+        value, yard, wide, absolute = (torch.stack([each[name] for each in all_]) for all_ in (truths, yards, wides, sums))
+        if not _usable(yard, value):
+            yard = wide
+        references[name] = bounds(name, value, yard, absolute, dtype)
+    return Truth(selection, references)
+
+
+def bounds(name: str, value: Tensor, yard: Tensor, absolute: Tensor, dtype: torch.dtype) -> Reference:
+    """The rule of correctness for one tensor.
+
+    (a) max|x - ref| <= factor max|yard - ref| + max(2 max|(ref + 0.3 - 0.3) - ref|, eps(dtype) max|ref|)
+    + 4 eps(float32) A, factor 2 for out and 3 for gradients, A the largest sum of absolute terms.
+    (b) from 4,096 elements on, rms(x - ref) <= 2 rms(yard - ref), 4 in float32, plus 4 eps(float32) rms of the sums of
+    absolute terms, without which a gradient that is truly zero (a single key) would have to be zero to the last bit.
+    Source of (a) without its last two terms: flash-attention, tests/test_flash_attn.py.
+    """
+    error = (yard.double() - value).abs()
+    rounded = value.to(dtype)
+    shift = ((rounded + 0.3 - 0.3) - rounded).abs().max().item()
+    own_rounding = max(2 * shift, torch.finfo(dtype).eps * value.abs().max().item())
+    summation = 4 * torch.finfo(torch.float32).eps
+    factor = 2 if name == "out" else 3
+    max_bound = factor * error.max().item() + own_rounding + summation * absolute.abs().max().item()
+    rms_bound = None
+    if value.numel() >= RMS_ELEMENTS:
+        rms_bound = (4 if dtype == torch.float32 else 2) * rms(error) + summation * rms(absolute)
+    return Reference(value, max_bound, rms_bound, rms(value))
+
+
+def rms(tensor: Tensor) -> float:
+    """The root mean square of a float64 tensor."""
+    return math.sqrt(tensor.double().square().mean().item())
+
+
+def _usable(yard: Tensor, value: Tensor) -> bool:
+    """Extreme logits make the yardstick itself useless: not finite, or off by more than a tenth."""
+    return bool(yard.isfinite().all()) and rms(yard.double() - value) <= 0.1 * rms(value)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One group: query and grad_out `[G, R, D]`, key and value `[Skv, D]`, the rows' numbers, the mask's last seen keys."""
+
+    problem: AttentionProblem
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    grad_out: Tensor | None
+    rows: Tensor
+
+    @classmethod
+    def of(
+        cls, problem: AttentionProblem, inputs: Inputs, selection: Selection, group: tuple[int, int], *, backward: bool
+    ) -> _Part:
+        b, h = group
+        heads = slice(h * problem.group_size, (h + 1) * problem.group_size)
+        rows = torch.arange(problem.seq_q) if selection.rows is None else torch.tensor(selection.rows)
+        grad_out = inputs.grad_out[b, heads, rows] if backward else None
+        return cls(problem, inputs.query[b, heads, rows], inputs.key[b, h], inputs.value[b, h], grad_out, rows)
+
+    def hidden(self, block: slice) -> Tensor:
+        """True where a row of the block does not see a key, `[r, Skv]`; from the mask's own definition."""
+        keys = torch.arange(self.problem.seq_kv)
+        seen = [
+            self.problem.mask.visible_keys(int(row), self.problem.seq_q, self.problem.seq_kv) for row in self.rows[block]
+        ]
+        first = torch.tensor([each.start for each in seen]).unsqueeze(-1)
+        stop = torch.tensor([each.stop for each in seen]).unsqueeze(-1)
+        return (keys < first) | (keys >= stop)
+
+    def blocks(self) -> list[slice]:
+        """Rows in blocks, so that scores never take more than a bounded part of memory."""
+        step = max(1, BLOCK_ELEMENTS // (self.query.shape[0] * self.key.shape[0]))
+        return [slice(start, start + step) for start in range(0, self.query.shape[1], step)]
+
+
+_Rounding = Callable[[Tensor], Tensor]
+
+
+def _attention(part: _Part, work: torch.dtype, step: _Rounding, final: _Rounding) -> dict[str, Tensor]:
+    """Plain softmax(QK^T)V and its gradients over one group: `step` rounds intermediates, `final` rounds results."""
+    query, key, value = (each.to(work) for each in (part.query, part.key, part.value))
+    results: dict[str, list[Tensor]] = {"out": [], "dq": []}
+    dk, dv = torch.zeros_like(key), torch.zeros_like(value)
+    for block in part.blocks():
+        weights = _weights(part, query, key, block, step)
+        results["out"].append(final(weights @ value))
+        if part.grad_out is None:
+            continue
+        grad_out = part.grad_out[:, block].to(work)
+        grad_scores = _grad_scores(weights, grad_out, value, step)
+        scale = part.problem.softmax_scale
+        results["dq"].append(final(scale * (grad_scores @ key)))
+        dk += scale * torch.einsum("grk,grd->kd", grad_scores, query[:, block])
+        dv += torch.einsum("grk,grd->kd", weights, grad_out)
+    out = {"out": torch.cat(results["out"], dim=1)}
+    if part.grad_out is not None:
+        out |= {"dq": torch.cat(results["dq"], dim=1), "dk": final(dk), "dv": final(dv)}
+    return out
+
+
+def _weights(part: _Part, query: Tensor, key: Tensor, block: slice, step: _Rounding) -> Tensor:
+    """Softmax rows `[G, r, Skv]`."""
+    scores = step(step(query[:, block] @ key.T) * part.problem.softmax_scale)
+    return step(torch.softmax(scores.masked_fill(part.hidden(block), float("-inf")), dim=-1))
+
+
+def _grad_scores(weights: Tensor, grad_out: Tensor, value: Tensor, step: _Rounding) -> Tensor:
+    """dS = P (dP - sum P dP), `[G, r, Skv]`."""
+    grad_weights = step(grad_out @ value.T)
+    delta = (weights * grad_weights).sum(dim=-1, keepdim=True)
+    return step(weights * (grad_weights - delta))
+
+
+def _absolute_sums(part: _Part, exact: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What rounding of float32 sums scales with: for dq and dk the sums of `scale P (|dP| + |delta|)` times |k| or |q|."""
+    sums: dict[str, Tensor] = {name: exact[name] for name in ("out", "dv") if name in exact}
+    if part.grad_out is None:
+        return sums
+    query, key, value = part.query.double(), part.key.double(), part.value.double()
+    dq, dk = [], torch.zeros_like(key)
+    for block in part.blocks():
+        weights = _weights(part, query, key, block, _keep)
+        grad_weights = part.grad_out[:, block].double() @ value.T
+        delta = (weights * grad_weights).sum(dim=-1, keepdim=True)
+        terms = part.problem.softmax_scale * weights * (grad_weights.abs() + delta.abs())
+        dq.append(terms @ key.abs())
+        dk += torch.einsum("grk,grd->kd", terms, query[:, block].abs())
+    return sums | {"dq": torch.cat(dq, dim=1), "dk": dk}
+
+
+def _keep(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _rounder(dtype: torch.dtype) -> _Rounding:
+    return lambda tensor: tensor.to(dtype).to(tensor.dtype)

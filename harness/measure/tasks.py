@@ -1,0 +1,84 @@
+"""What the parent asks of a worker. Plain data, sent as JSON; no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...impls import AttentionProblem
+from ..cell import Cell, Conditions
+from ..records import Ceilings
+
+
+#: The first line of a server: torch is imported, requests may come.
+READY = '{"ready":true}'
+
+
+class _Task(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+    device: str  # torch's words: cpu, cuda:0
+    threads: int
+    seed: int
+
+
+class CellTask(_Task):
+    """Check, time and weigh one cell."""
+
+    task: Literal["cell"] = "cell"
+    cell: Cell
+    plugins: tuple[str, ...] = ()
+    truth_path: str
+    min_time_s: float
+    max_time_s: float
+    precision: float
+    measure_time: bool = True
+    measure_memory: bool = True
+    name_kernels: bool = False
+
+
+class TruthTask(_Task):
+    """Compute a problem's truth and store it."""
+
+    task: Literal["truth"] = "truth"
+    problem: AttentionProblem
+    backward: bool
+    truth_path: str
+
+
+class CeilingsTask(_Task):
+    """Measure the machine's ceilings."""
+
+    task: Literal["ceilings"] = "ceilings"
+    dtypes: tuple[str, ...]
+    conditions: Conditions
+    last_level_cache_bytes: int | None
+
+
+Task = Annotated[CellTask | TruthTask | CeilingsTask, Field(discriminator="task")]
+
+
+class TruthDone(BaseModel):
+    """A truth was stored; the share of the output's elements that it covers."""
+
+    checked_share: float
+
+
+class Probe(BaseModel):
+    """The machine as torch sees it: ceilings, and the libraries that torch was built with."""
+
+    ceilings: Ceilings
+    torch_facts: dict[str, str]
+
+
+class Reply(BaseModel):
+    """How a worker ended: what it reported, or why it could not. `output_tail` is the last it printed."""
+
+    result: str | None = None  # JSON of Measurement, TruthDone or Probe
+    signal: int | None = None
+    exit_code: int | None = None
+    timed_out: bool = False
+    killed_for_memory: bool = False
+    output_tail: str = ""
+    wall_s: float = 0.0

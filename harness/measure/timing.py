@@ -1,0 +1,148 @@
+"""Adaptive sampling of a region by a clock, and the CPU's clock."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ..records import Samples
+from .regions import Region
+
+#: A sample lasts at least this long, or a thousand times the timer's resolution.
+SAMPLE_S = 1e-3
+#: Warm-up ends when two samples agree this well.
+WARM_AGREEMENT = 0.05
+#: Below this count of samples the median has no 95 % interval.
+FEWEST_FOR_INTERVAL = 6
+
+
+@dataclass(frozen=True)
+class Span:
+    """What one sample took: `device_s` by the device's clock, `wall_s` by the host's."""
+
+    device_s: float
+    wall_s: float
+
+
+class Clock(Protocol):
+    """Times a region; `resolution_s` is the shortest span that it tells apart."""
+
+    resolution_s: float
+
+    def time(self, region: Region, repeats: int) -> Span:
+        """Seconds of `repeats` passes, in all."""
+        ...
+
+
+class CpuClock:
+    """`time.perf_counter_ns`."""
+
+    def __init__(self) -> None:
+        self.resolution_s = max(time.get_clock_info("perf_counter").resolution, 1e-9)
+
+    def time(self, region: Region, repeats: int) -> Span:
+        """Set up, then time the run alone."""
+        region.set_up(repeats)
+        begin = time.perf_counter_ns()
+        region.run(repeats)
+        end = time.perf_counter_ns()
+        region.clear()
+        seconds = (end - begin) * 1e-9
+        return Span(seconds, seconds)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When to stop: seconds at least and at most, and the relative half-width of the median's interval."""
+
+    min_time_s: float
+    max_time_s: float
+    precision: float
+
+
+def sample(region: Region, clock: Clock, budget: Budget) -> Samples:
+    """Find the inner repeats, warm up, and take samples until they are precise enough or the budget ends."""
+    with _no_garbage_collection():
+        begin = time.perf_counter()
+        repeats, last, warm_calls = _calibrate(region, clock)
+        warm_calls += _warm_up(region, clock, repeats, last, begin + budget.max_time_s / 4)
+        warm_s = time.perf_counter() - begin
+        spans, stop = _take(region, clock, repeats, budget)
+    times = tuple(span.device_s / repeats for span in spans)
+    walls = tuple(span.wall_s / repeats for span in spans)
+    return Samples(
+        repeats=repeats,
+        times_s=times,
+        stop=stop,
+        warmup_calls=warm_calls,
+        warmup_s=warm_s,
+        wall_times_s=() if walls == times else walls,
+    )
+
+
+def half_width(times: list[float]) -> float:
+    """Half of the median's 95 % interval by order statistics, relative to the median; infinite for fewer than six."""
+    count = len(times)
+    if count < FEWEST_FOR_INTERVAL:
+        return math.inf
+    ordered = sorted(times)
+    # The normal approximation of the binomial: ranks n/2 -+ 1.96 sqrt(n)/2 (Conover, Practical Nonparametric Statistics).
+    low = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
+    high = min(count - 1, count - 1 - low)
+    middle = ordered[count // 2]
+    return (ordered[high] - ordered[low]) / 2 / middle if middle > 0 else math.inf
+
+
+def _calibrate(region: Region, clock: Clock) -> tuple[int, float, int]:
+    """Inner repeats so that a sample is long enough; the last sample's seconds; calls made."""
+    target = max(SAMPLE_S, 1000 * clock.resolution_s)
+    repeats, calls = 1, 0
+    while True:
+        seconds = clock.time(region, repeats).device_s
+        calls += repeats
+        if seconds >= target or repeats >= region.most_repeats:
+            return repeats, seconds, calls
+        wanted = math.ceil(1.2 * target / max(seconds, 1e-9) * repeats)
+        repeats = min(region.most_repeats, max(2 * repeats, min(wanted, 100 * repeats)))
+
+
+def _warm_up(region: Region, clock: Clock, repeats: int, last: float, deadline: float) -> int:
+    calls = 0
+    while time.perf_counter() < deadline:
+        seconds = clock.time(region, repeats).device_s
+        calls += repeats
+        if abs(seconds - last) <= WARM_AGREEMENT * max(seconds, last):
+            break
+        last = seconds
+    return calls
+
+
+def _take(
+    region: Region, clock: Clock, repeats: int, budget: Budget
+) -> tuple[list[Span], Literal["precision", "budget"]]:
+    spans: list[Span] = []
+    begin = time.perf_counter()
+    while True:
+        spans.append(clock.time(region, repeats))
+        elapsed = time.perf_counter() - begin
+        if elapsed >= budget.min_time_s and half_width([each.device_s for each in spans]) < budget.precision:
+            return spans, "precision"
+        if elapsed >= budget.max_time_s:
+            return spans, "budget"
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

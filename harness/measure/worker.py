@@ -1,0 +1,213 @@
+"""One task in a process of its own: the edge where whatever an implementation does becomes an outcome."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ...impls import RefusedError, UnknownImplementationError, get, load_plugin
+from ..records import Measurement, Outcome, Phases
+from . import ceilings, counters, memory, process, proof
+from .check import check, check_follows
+from .cuda import CudaClock, CudaMemoryMeter, GraphReplay, NvmlWatch
+from .inputs import draw, problem_seed
+from .oracle import Selection, Truth, find_truth
+from .regions import Region, region_of
+from .subject import Subject
+from .tasks import CeilingsTask, CellTask, Probe, Task, TruthDone, TruthTask
+from .timing import Budget, Clock, CpuClock, sample
+
+_MEMORY_WORDS = ("can't allocate memory", "out of memory", "not enough memory", "bad_alloc", "cannot allocate memory")
+#: The second set of inputs, which the output must follow.
+_SECOND = 1
+
+
+def perform(task: Task) -> str:
+    """Do a task; the result as JSON."""
+    if isinstance(task, CellTask):
+        return measure_cell(task).model_dump_json()
+    process.fix_threads(task.threads)
+    if isinstance(task, TruthTask):
+        process.protect_host(limit_memory=True)
+        return _store_truth(task).model_dump_json()
+    process.fix_precision(task.conditions)
+    return _probe(task).model_dump_json()
+
+
+def measure_cell(task: CellTask) -> Measurement:
+    """Supports, inputs, prepare, check, time, memory. Whatever is raised becomes an outcome with its reason."""
+    conditions = task.cell.conditions
+    process.fix_allocator(conditions.allocator)
+    process.protect_host(limit_memory=conditions.device == "cpu")
+    process.fix_threads(task.threads)
+    process.fix_precision(conditions)
+    process.quiet_compilers()
+    draft = _Draft(task)
+    try:
+        draft.measure()
+    except RefusedError as error:
+        draft.end(Outcome.UNSUPPORTED, str(error))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        draft.end(Outcome.OUT_OF_MEMORY, _first_line(error))
+    except Exception as error:  # noqa: BLE001 - the worker's edge: whatever an implementation raises is its outcome
+        exhausted = any(words in str(error).lower() for words in _MEMORY_WORDS)
+        draft.end(Outcome.OUT_OF_MEMORY if exhausted else Outcome.ERROR, _described(error))
+    return draft.measurement()
+
+
+@dataclass
+class _Draft:
+    """A measurement while it is made; what was reached before a failure is kept."""
+
+    task: CellTask
+    fields: dict[str, object] = field(default_factory=dict)
+    phases: dict[str, float] = field(default_factory=dict)
+    outcome: Outcome = Outcome.OK
+    detail: str = ""
+
+    def end(self, outcome: Outcome, detail: str) -> None:
+        self.outcome, self.detail = outcome, detail
+
+    def measurement(self) -> Measurement:
+        phases = Phases.model_validate(self.phases)
+        return Measurement.model_validate(
+            {"outcome": self.outcome, "detail": self.detail, "phases": phases, "threads": self.task.threads} | self.fields
+        )
+
+    def measure(self) -> None:
+        subject = self._subject()
+        with subject.implementation.context():
+            if not self._check(subject):
+                return
+            if self.task.measure_time:
+                self._time(subject)
+            if self.task.measure_memory:
+                self._weigh(subject)
+
+    def _subject(self) -> Subject:
+        cell = self.task.cell
+        with self._phase("prepare_s"):
+            for plugin in self.task.plugins:
+                load_plugin(plugin)
+            implementation = get(cell.implementation, cell.options)
+        with self._phase("inputs_s"):
+            if self.task.device.startswith("cuda"):
+                torch.cuda.set_device(self.task.device)
+            subject = Subject(implementation, cell.problem, cell.passes, self.task.device)
+            subject.place(draw(cell.problem, problem_seed(cell.problem, self.task.seed)))
+        return subject
+
+    def _check(self, subject: Subject) -> bool:
+        problem, seed = self.task.cell.problem, self.task.seed
+        with self._phase("prepare_s"):
+            subject.prepare()
+        with self._phase("check_s"):
+            inputs = draw(problem, problem_seed(problem, seed))
+            truth = Truth.load(Path(self.task.truth_path))
+            grad_out = truth.selection.restrict_grad_out(inputs.grad_out, problem)
+            with self._phase("first_call_s"):
+                first = subject.outputs(grad_out)
+                if subject.device.type == "cuda":
+                    torch.cuda.synchronize()
+            verdict = check(subject, inputs, truth, first)
+            faults = verdict.faults
+            del first, inputs
+            if not faults:
+                faults = check_follows(subject, draw(problem, problem_seed(problem, seed) + _SECOND), seed)
+            if not faults:
+                self._prove(subject)
+        self.fields |= {"accuracy": verdict.accuracy, "checked_share": truth.selection.share(problem)}
+        if faults:
+            self.end(Outcome.INCORRECT, "; ".join(faults))
+        return not faults
+
+    def _prove(self, subject: Subject) -> None:
+        implementation = subject.implementation
+        operators = proof.dispatched(subject.call) if implementation.traced else frozenset[str]()
+        self.fields["backend"] = implementation.backend(operators) or ""
+        if self.task.name_kernels and subject.device.type == "cuda":
+            self.fields["kernels"] = proof.cuda_kernels(subject.call)
+
+    def _time(self, subject: Subject) -> None:
+        conditions = self.task.cell.conditions
+        on_cuda = subject.device.type == "cuda"
+        clock: Clock = CudaClock(cold=conditions.cache == "cold") if on_cuda else CpuClock()
+        region: Region = region_of(subject)
+        with self._phase("prepare_s"):
+            if conditions.cuda_graph:
+                region = GraphReplay(region)
+            watch = NvmlWatch.open(subject.device.index or 0) if on_cuda else None
+        with self._phase("timing_s"):
+            if watch:
+                watch.read("before")
+            span = counters.CounterSpan()
+            self.fields["samples"] = sample(
+                region, clock, Budget(self.task.min_time_s, self.task.max_time_s, self.task.precision)
+            )
+            counted = span.end()
+            if watch:
+                watch.read("after")
+                counted = counted.model_copy(update={"gpu": watch.readings})
+        self.fields |= {"counters": counted}
+        self.fields["void"] = counters.void_reason(counted) or (watch.void_reason() if watch else "")
+
+    def _weigh(self, subject: Subject) -> None:
+        with self._phase("memory_s"):
+            if subject.device.type == "cuda":
+                self.fields["memory"] = memory.measure(subject, CudaMemoryMeter())
+            elif memory.ResidentSetMeter.is_available():
+                self.fields["memory"] = memory.measure(subject, memory.ResidentSetMeter())
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - begin
+
+
+def _store_truth(task: TruthTask) -> TruthDone:
+    seed = problem_seed(task.problem, task.seed)
+    selection = Selection.within(task.problem, backward=task.backward, seed=seed)
+    truth = find_truth(task.problem, draw(task.problem, seed), selection, backward=task.backward)
+    truth.save(Path(task.truth_path))
+    return TruthDone(checked_share=selection.share(task.problem))
+
+
+def _probe(task: CeilingsTask) -> Probe:
+    facts = {
+        "blas": "MKL" if torch.backends.mkl.is_available() else "other",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "mkldnn": str(torch.backends.mkldnn.is_available()),
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "hip": str(torch.version.hip),
+        "debug": str(torch.version.debug),
+        "git": str(torch.version.git_version),
+    }
+    return Probe(ceilings=ceilings.measure(task.device, task.dtypes, task.last_level_cache_bytes), torch_facts=facts)
+
+
+def _described(error: Exception) -> str:
+    """The error and where it was raised, for a reader who has no traceback."""
+    if isinstance(error, UnknownImplementationError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {_first_line(error)}{where}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:500]
+
+
+warnings.filterwarnings("ignore", module="torch")

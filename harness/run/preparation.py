@@ -1,0 +1,103 @@
+"""What a run finds out before it measures: the machine's ceilings once, and the truth of every problem."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from ...impls import AttentionProblem
+from ..cell import Conditions
+from ..measure.tasks import CeilingsTask, Probe, Task, TruthDone, TruthTask
+from ..records import Ceilings, CeilingsMeasured, TruthComputed
+from .executor import ServerError
+from .journal import Journal, now
+from .outcomes import failure_of
+from .servers import Servers
+
+#: Seconds that the oracle or the ceilings may take.
+DEADLINE_S = 600.0
+_Result = TypeVar("_Result", bound=BaseModel)
+
+
+@dataclass
+class Preparation:
+    """Keeps truths in files while the session lasts; workers of all rounds read them."""
+
+    servers: Servers
+    journal: Journal
+    folder: Path
+    device: str
+    threads: int
+    seed: int
+    ceilings: Ceilings | None = None
+    _failures: dict[AttentionProblem, str] = field(default_factory=dict)
+
+    def find_ceilings(
+        self, dtypes: Collection[str], conditions: Conditions, peaks: dict[str, float], cache_bytes: int | None
+    ) -> None:
+        """Measure the machine, unless that was done. float32 is always among the dtypes: some CPUs have no fast
+        16-bit product to compare with."""
+        if self.ceilings is not None:
+            return
+        task = CeilingsTask(
+            device=self.device, threads=self.threads, seed=self.seed, dtypes=tuple(sorted({"float32", *dtypes})),
+            conditions=conditions, last_level_cache_bytes=cache_bytes,
+        )  # fmt: skip
+        probe, failure, seconds = self._ask(task, Probe)
+        if probe is not None:
+            self.ceilings = probe.ceilings.model_copy(update={"peak_flops_per_s": peaks})
+        event = CeilingsMeasured(
+            at=now(), ceilings=self.ceilings, torch_facts=probe.torch_facts if probe else {}, seconds=seconds, failure=failure
+        )
+        self.journal.event(event, "ceilings", seconds)
+
+    def find_truths(self, problems: Iterable[AttentionProblem], with_backward: Collection[AttentionProblem]) -> None:
+        """The truth of every problem that is not known yet."""
+        self.folder.mkdir(exist_ok=True)
+        for problem in dict.fromkeys(problems):
+            if problem not in self._failures:
+                self._find_truth(problem, backward=problem in with_backward)
+
+    def truth_path(self, problem: AttentionProblem) -> Path:
+        """Where a problem's truth lies."""
+        return self.folder / f"{str(problem).replace('/', '_')}.pt"
+
+    def failure(self, problem: AttentionProblem) -> str:
+        """Why a problem has no truth; empty where it has one."""
+        return self._failures.get(problem, "")
+
+    def clear(self) -> None:
+        """Remove the truths."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _find_truth(self, problem: AttentionProblem, *, backward: bool) -> None:
+        task = TruthTask(
+            device=self.device, threads=self.threads, seed=self.seed,
+            problem=problem, backward=backward, truth_path=str(self.truth_path(problem)),
+        )  # fmt: skip
+        done, failure, seconds = self._ask(task, TruthDone)
+        self._failures[problem] = failure
+        share = done.checked_share if done else None
+        event = TruthComputed(at=now(), problem=str(problem), checked_share=share, seconds=seconds, failure=failure)
+        self.journal.event(event, "truth", seconds)
+
+    def _ask(self, task: Task, kind: type[_Result]) -> tuple[_Result | None, str, float]:
+        """The result or the failure, and the seconds it took beyond a server's start."""
+        before, begin = self.journal.split_s["servers"], time.perf_counter()
+        result, failure = None, ""
+        try:
+            reply = self.servers.run(task, DEADLINE_S)
+            if reply.result is None:
+                failure = failure_of(reply, DEADLINE_S)
+            else:
+                result = kind.model_validate_json(reply.result)
+        except ServerError as error:
+            failure = str(error)
+        started = self.journal.split_s["servers"] - before
+        return result, failure, time.perf_counter() - begin - started
