@@ -19,7 +19,7 @@ MOST_SHOWN = 60
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be used. Its text is one or more lines `file:line: key.path: given; allowed`. Exit code 2.
+    """A configuration that cannot be used: lines of `file:line: key.path: given; allowed`. Exit code 2.
 
     ConfigError
     └── ConfigFileError    a file that cannot be read; exit code 3
@@ -80,8 +80,10 @@ def config_error(mistakes: Iterable[str]) -> ConfigError:
 def mistakes_of(
     errors: Sequence[ErrorDetails], data: Mapping[str, Any], places: Places, keys: Mapping[str, Sequence[str]]
 ) -> list[str]:
-    """Pydantic's findings in plain words. `keys` maps each section of a configuration (`""` the top level) to its keys."""
-    found = [_mistake(error, data, places, keys) for error in errors]
+    """Pydantic's findings in plain words. `keys` maps each section (`""` is the top level) to its keys."""
+    # Pydantic also calls a list too short whose entries are all wrong.
+    real = [error for error in errors if not (error["type"] == "too_short" and error["input"])]
+    found = [_mistake(error, data, places, keys) for error in real]
     return [each for _, each in sorted(found, key=lambda pair: pair[0])]
 
 
@@ -123,15 +125,12 @@ def _absent(error: ErrorDetails) -> KeyPath:
     return error["loc"][-1:] if error["type"] == "missing" else ()
 
 
-def _written(location: KeyPath, data: object) -> KeyPath:
+def _written(location: KeyPath, data: Any) -> KeyPath:
     """The parts of pydantic's location that the author wrote: a scalar that stands for a list has no index."""
     path: list[str | int] = []
     for part in location:
-        if isinstance(data, dict) and part in data:
+        known = data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ()
+        if part in known:
             data = data[part]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        else:
-            continue
-        path.append(part)
+            path.append(part)
     return tuple(path)

@@ -12,7 +12,7 @@ from yaml.composer import ComposerError
 from .config_errors import ConfigError, KeyPath, Places, config_error, dotted, shown
 from .yaml_scalar import CORE, PLAIN, scalar, unknown_tag
 
-Data: TypeAlias = "str | int | float | bool | None | list[Data] | dict[str, Data]"
+Data: TypeAlias = "str | int | float | bool | list[Data] | dict[str, Data] | None"
 
 MOST_BYTES = 1_000_000
 #: Values of a document, those that aliases repeat included.
@@ -79,7 +79,7 @@ def _not_yaml(error: yaml.YAMLError, text: str, place: Callable[[int], str]) -> 
         return f"{place(mark.line + 1 if mark else 1)}: not valid YAML: {words}; check indentation, brackets and quotes"
     position = getattr(error, "position", 0)
     line = text.count("\n", 0, position) + 1
-    return f"{place(line)}: YAML does not allow the character {ascii(text[position : position + 1])}; remove it"
+    return f"{place(line)}: YAML does not allow the character {text[position : position + 1]!a}; remove it"
 
 
 class _Composer(yaml.SafeLoader):
@@ -91,12 +91,12 @@ class _Composer(yaml.SafeLoader):
         """A node and all below it. Errors: `ComposerError` for more than `MOST_DEPTH` levels."""
         self.depth += 1
         if self.depth > MOST_DEPTH:
-            raise ComposerError(None, None, f"nested deeper than {MOST_DEPTH} levels", self.peek_event().start_mark)
+            raise ComposerError(None, None, f"nested deeper than {MOST_DEPTH} levels", self.get_mark())
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
-    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:  # noqa: ARG002 - the signature is PyYAML's
         """The tag of a node that has none: an unquoted scalar is told apart from a quoted one."""
         if kind is yaml.ScalarNode:
             return PLAIN if implicit[0] else f"{CORE}str"
@@ -114,11 +114,13 @@ class _Builder:
     count: int = 0
 
     def build(self, node: yaml.Node, path: KeyPath, line: int | None = None) -> Data:
-        """The data of a node. `line` is the one of its key, where it has one. Errors: `ConfigError` for what cannot end."""
+        """The data of a node; `line` is that of its key. Errors: `ConfigError` for what has no end."""
         line = self.lines[path] = line or node.start_mark.line + 1
         self.count += 1
         if self.count > MOST_NODES:
-            raise ConfigError(self._words(path, line, f"more than {MOST_NODES:,} values, aliases filled in; shorten it"))
+            raise ConfigError(
+                self._words(path, line, f"more than {MOST_NODES:,} values, aliases filled in; shorten it")
+            )
         if len(path) > MOST_DEPTH:
             raise ConfigError(self._words(path, line, f"nested deeper than {MOST_DEPTH} levels, aliases filled in"))
         if id(node) in self.open_nodes:
@@ -179,10 +181,10 @@ class _Builder:
 def _word(node: yaml.Node) -> str:
     """A mapping's key. Errors: `ValueError` in words for a message."""
     if not isinstance(node, yaml.ScalarNode):
-        raise ValueError("a list or mapping stands as a key; allowed: words")
+        raise ValueError("a list or mapping stands as a key; allowed: words")  # noqa: TRY004 - words for a message
     if node.tag == PLAIN and node.value == "<<":
         raise ValueError("merge keys (<<) are not supported; write the keys out")
     key = scalar(node.tag, node.value)
     if not isinstance(key, str):
-        raise ValueError(f"the key {shown(key)} is no word; put it in quotes if it is meant as one")
+        raise ValueError(f"the key {shown(key)} is no word; put it in quotes if it is meant as one")  # noqa: TRY004
     return key

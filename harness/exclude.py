@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from ..impls import Dtype, Mask, Pass, names, near
+from ..impls import Dtype, Pass, names, near
 from .config_errors import shown
-from .fields import MOST_WHOLE, Axis, Pair, Reader, mask, pair, text, whole, word
+from .fields import MOST_WHOLE, Axis, Pair, Reader, mask_word, pair, text, whole, word
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
 _COMPARISON = re.compile(r"(<=|>=|!=|<|>) *([0-9]{1,10})")
-
-
-@dataclass(frozen=True)
-class Point:
-    """What an exclusion looks at: a cell before it is built, since it may have no meaning."""
-
-    implementation: str
-    batch: int
-    heads: Pair
-    seq_len: Pair
-    head_dim: int
-    dtype: Dtype
-    mask: Mask
-    passes: Pass
-
-    def __str__(self) -> str:
-        sizes = f"batch {self.batch}, heads {self.heads}, seq_len {self.seq_len}, head_dim {self.head_dim}"
-        return f"{sizes}, {self.dtype}, {self.mask}, {self.passes}"
 
 
 @dataclass(frozen=True)
@@ -73,7 +56,8 @@ def _comparable(sizes: Reader) -> Reader:
     def accept(given: Any) -> Test | None:
         match = _COMPARISON.fullmatch(given) if isinstance(given, str) else None
         if match is None:
-            return values.accept(given)
+            value: Test | None = values.accept(given)
+            return value
         return Test(int(match[2]), match[1]) if int(match[2]) <= MOST_WHOLE else None
 
     schema = {"anyOf": [sizes.json_schema, {"type": "string", "pattern": f"^{_COMPARISON.pattern}$"}]}
@@ -85,7 +69,7 @@ _Tests = tuple[Test, ...] | None
 
 
 class Exclude(BaseModel):
-    """Leaves out the cells for which all keys of this entry hold; a list under a key holds if one of its values does."""
+    """Leaves out the cells for which all keys of this entry hold; a list holds if one of its values does."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -101,7 +85,7 @@ class Exclude(BaseModel):
     )
     head_dim: Annotated[_Tests, Axis(_SIZES)] = Field(None, description="Head dimensions, or comparisons.")
     dtype: Annotated[_Tests, Axis(_test(word(*get_args(Dtype))))] = Field(None, description="Element types.")
-    mask: Annotated[_Tests, Axis(_test(mask()))] = Field(None, description="Masks.")
+    mask: Annotated[_Tests, Axis(_test(mask_word()))] = Field(None, description="Masks.")
     passes: Annotated[_Tests, Axis(_test(word(*get_args(Pass))))] = Field(None, alias="pass", description="Passes.")
 
     @field_validator("implementation")
@@ -112,28 +96,28 @@ class Exclude(BaseModel):
         for test in () if tolerant else tests or ():
             if test.value not in known:
                 raise ValueError(
-                    f"unknown implementation {shown(test.value)}{near(test.value, known)}; known: {', '.join(known)}"
+                    f"unknown implementation {shown(test.value)}; known: {', '.join(known)}{near(test.value, known)}"
                 )
         return tests
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if not self.tests():
+        if not self.tests:
             raise ValueError("an entry without keys would leave out every cell; name at least one key")
         return self
 
+    @cached_property
     def tests(self) -> dict[str, tuple[Test, ...]]:
         """The tests of each key that is given."""
-        given = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: tests for name, tests in given.items() if tests is not None}
+        given = {field.alias or name: getattr(self, name) for name, field in type(self).model_fields.items()}
+        return {key: tests for key, tests in given.items() if tests is not None}
 
-    def matches(self, point: Point) -> bool:
-        """Whether this entry leaves the point out."""
-        return all(any(test.holds(getattr(point, key)) for test in tests) for key, tests in self.tests().items())
+    def matches(self, values: Mapping[str, Any]) -> bool:
+        """Whether this entry leaves out a cell, given the cell's value of every key."""
+        return all(any(test.holds(values[key]) for test in tests) for key, tests in self.tests.items())
 
     def __str__(self) -> str:
-        parts = (f"{'pass' if key == 'passes' else key}: {_listing(tests)}" for key, tests in self.tests().items())
-        return f"{{{', '.join(parts)}}}"
+        return f"{{{', '.join(f'{key}: {_listing(tests)}' for key, tests in self.tests.items())}}}"
 
 
 def _listing(tests: tuple[Test, ...]) -> str:

@@ -33,7 +33,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Reader:
-    """Annotates a field with how one value of it is read. `accept` returns the value, or None for one that is not allowed."""
+    """Annotates a field with how one value is read. `accept` returns it, or None for one that is not allowed."""
 
     accept: Callable[[Any], Any]
     allowed: str
@@ -60,7 +60,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Axis:
-    """Annotates a field that holds a tuple of values; in YAML a list that is not empty, or a scalar for a list of one."""
+    """Annotates a field that holds a tuple of values; in YAML a list, or a scalar for a list of one."""
 
     reader: Reader
 
@@ -122,7 +122,7 @@ def number(most: float, unit: str = "") -> Reader:
 
 
 def flag() -> Reader:
-    """true or false: YAML's own booleans alone."""
+    """YAML's own booleans, true and false."""
     return Reader(lambda given: given if type(given) is bool else None, "true or false", {"type": "boolean"})
 
 
@@ -151,7 +151,7 @@ def either(first: Reader, second: Reader) -> Reader:
     return Reader(accept, f"{first.allowed}, or {second.allowed}", schema, first.words + second.words)
 
 
-def mask() -> Reader:
+def mask_word() -> Reader:
     """A mask that has no parameters, by its word."""
 
     def accept(given: Any) -> Mask | None:

@@ -38,7 +38,8 @@ class Protocol(BaseModel):
         "all", description="CPU threads; all is the physical cores that affinity and quota allow."
     )
     allocator: Annotated[Allocator, word(*get_args(Allocator))] = Field(
-        "steady", description="glibc's thresholds: steady as in a long-lived process, resident keeps freed memory mapped."
+        "steady",
+        description="glibc's thresholds: steady as in a long-lived process, resident keeps freed memory mapped.",
     )
     float32: Annotated[Float32, word(*get_args(Float32))] = Field(
         "ieee", description="Arithmetic of float32 products on a GPU."
@@ -50,5 +51,7 @@ class Protocol(BaseModel):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min_time_s > self.max_time_s:
-            raise ValueError(f"min_time_s {self.min_time_s:g} is above max_time_s {self.max_time_s:g}; lower the former")
+            raise ValueError(
+                f"min_time_s {self.min_time_s:g} is above max_time_s {self.max_time_s:g}; lower the former"
+            )
         return self

@@ -8,7 +8,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from ..impls import near
-from .config_errors import ConfigError, ConfigFileError
+from .config_errors import ConfigError, ConfigFileError, shown
 from .document import MOST_BYTES
 
 _PACKAGE = "attnbench.configs"
@@ -30,9 +30,8 @@ def read_source(source: str) -> tuple[bytes, str]:
         return shipped[source].read_bytes(), f"{source}.yaml"
     if not source.endswith(_SUFFIXES) and not _exists(source):
         known = ", ".join(sorted(shipped))
-        raise ConfigError(
-            f"unknown configuration {source!r}{near(source, shipped)}; shipped: {known}; or give the path of a YAML file"
-        )
+        allowed = f"the path of a YAML file, or {known}"
+        raise ConfigError(f"unknown configuration {shown(source)}; allowed: {allowed}{near(source, shipped)}")
     try:
         with Path(source).open("rb") as stream:
             return stream.read(MOST_BYTES + 1), source

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from .records import SCHEMA_VERSION, Event, Launch, RunInfo
 
-RUN_FILE, LAUNCH_FILE, EVENT_FILE = "run.json", "launches.jsonl", "events.jsonl"
+RUN_FILE, LAUNCH_FILE, EVENT_FILE, LOCK_FILE = "run.json", "launches.jsonl", "events.jsonl", "lock"
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 _LAUNCH = TypeAdapter(Launch)
@@ -77,6 +79,21 @@ class Run:
             _append(file, b"{" + tag.encode() + (b"," if line != b"}" else b"") + line + b"\n")
         except OSError as error:
             raise StoreError(_cannot("write", file, error)) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only writer of this run while the block lasts. Errors: `StoreError` where another process is."""
+        try:
+            descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StoreError(_cannot("write", self.path / LOCK_FILE, error)) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise StoreError(f"{self.path} is being written by another attnbench; wait for it or stop it") from error
+        finally:
+            os.close(descriptor)
 
     def _lines(self, name: str, adapter: TypeAdapter[_Line]) -> Iterator[_Line]:
         file = self.path / name

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationInfo, model_validator
+from pydantic_core import CoreSchema
 
 from ..impls import (
     FULL,
-    BrokenImplementationError,
     Dtype,
     Implementation,
     Mask,
@@ -19,9 +19,9 @@ from ..impls import (
     get,
     names,
 )
-from .cell import Allocator, Cache, Float32
+from .cell import Cache
 from .config_errors import shown
-from .fields import Axis, Pair, Reader, either, flag, listed, mask, number, pair, text, whole, word
+from .fields import Axis, Listed, Pair, flag, mask_word, pair, whole, word
 
 _MODEL = ConfigDict(frozen=True, extra="forbid")
 _LENGTHS, _HEADS = pair("1/4096"), pair("32/8", shared=True)
@@ -41,13 +41,14 @@ class ImplementationEntry(BaseModel):
         if isinstance(given, str):
             return {"name": given}
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 - what pydantic collects
                 f"{shown(given)} is given; allowed: the name of an implementation, or {{name: ..., option: value}}"
             )
         options = {key: value for key, value in given.items() if key != "name"}
         for key, value in options.items():
             if not isinstance(value, get_args(OptionValue)):
-                raise ValueError(f"option {key} is {shown(value)}; allowed: a string, a number, true or false")
+                words = f"option {key} is {shown(value)}; allowed: a string, a number, true or false"
+                raise ValueError(words)  # noqa: TRY004 - what pydantic collects
         return {"name": given["name"], "options": options}
 
     @model_validator(mode="after")
@@ -86,7 +87,7 @@ def _is_own(name: str) -> bool:
         return False
 
 
-_Entries = Annotated[tuple[ImplementationEntry, ...], Field(min_length=1), Listed()]
+Entries = Annotated[tuple[ImplementationEntry, ...], Field(min_length=1), Listed()]
 
 
 class Sweep(BaseModel):
@@ -98,7 +99,8 @@ class Sweep(BaseModel):
         None, description="Sequences of one call; 1 unless this or total_tokens is given."
     )
     total_tokens: Annotated[tuple[int, ...] | None, Axis(whole())] = Field(
-        None, description="Tokens of one call, in place of batch: batch = total_tokens / seq_len, which must divide evenly."
+        None,
+        description="Tokens of one call, in place of batch: batch = total_tokens / seq_len, which must divide evenly.",
     )
     heads: Annotated[tuple[Pair, ...] | None, Axis(_HEADS)] = Field(
         None, description="Attention heads; a pair query/kv such as 32/8 for grouped queries."
@@ -109,10 +111,14 @@ class Sweep(BaseModel):
     seq_len: Annotated[tuple[Pair, ...], Axis(_LENGTHS)] = Field(
         description="Sequence length in tokens; a pair query/kv such as 1/4096 for decoding."
     )
-    head_dim: Annotated[tuple[int, ...], Axis(whole())] = Field(description="Elements of one head's query, key and value.")
+    head_dim: Annotated[tuple[int, ...], Axis(whole())] = Field(
+        description="Elements of one head's query, key and value."
+    )
     dtype: Annotated[tuple[Dtype, ...], Axis(word(*get_args(Dtype)))] = Field(("float32",), description="Element type.")
-    mask: Annotated[tuple[Mask, ...], Axis(mask())] = Field(
-        (FULL,), description="Which keys a query sees; causal is aligned bottom-right.", json_schema_extra={"default": "full"}
+    mask: Annotated[tuple[Mask, ...], Axis(mask_word())] = Field(
+        (FULL,),
+        description="Which keys a query sees; causal is aligned bottom-right.",
+        json_schema_extra={"default": "full"},
     )
     passes: Annotated[tuple[Pass, ...], Axis(word(*get_args(Pass)))] = Field(
         ("forward",), alias="pass", description="What is timed; backward times the gradients alone."
@@ -123,7 +129,7 @@ class Sweep(BaseModel):
     cuda_graph: Annotated[tuple[bool, ...], Axis(flag())] = Field(
         (False,), description="true replays a captured CUDA graph; on a CPU false only."
     )
-    implementations: _Entries | None = Field(
+    implementations: Entries | None = Field(
         None, description="The implementations of this sweep, in place of the top level's."
     )
 

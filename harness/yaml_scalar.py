@@ -44,7 +44,7 @@ def scalar(tag: str, text: str) -> Scalar:
         raise ValueError(unknown_tag(tag))
     value = _plain(text)
     if type(value) not in _TYPES[tag]:
-        raise ValueError(f"{shown(text)} is not of the type that its tag {tag.replace(CORE, '!!')} names; remove the tag")
+        raise ValueError(f"{shown(text)} does not fit its tag {tag.replace(CORE, '!!')}; remove the tag")
     return float(value) if tag == f"{CORE}float" and isinstance(value, int) else value
 
 

@@ -121,30 +121,29 @@ class Truth:
 def find_truth(problem: AttentionProblem, inputs: Inputs, selection: Selection, *, backward: bool) -> Truth:
     """Float64 truth and bounds of the selected part, by the rule that `bounds` states."""
     dtype = torch_dtype(problem.dtype)
-    truths, yards, wides, sums = [], [], [], []
-    for group in selection.groups:
-        part = _Part.of(problem, inputs, selection, group, backward=backward)
-        exact = _attention(part, torch.float64, _keep, _keep)
-        truths.append(exact)
-        sums.append(_absolute_sums(part, exact))
-        yards.append(_attention(part, torch.float32, _rounder(dtype), _rounder(dtype)))
-        wides.append(_attention(part, torch.float32, _keep, _rounder(dtype)))
-    references = {}
-    for name in truths[0]:
-        value, yard, wide, absolute = (torch.stack([each[name] for each in all_]) for all_ in (truths, yards, wides, sums))
-        if not _usable(yard, value):
-            yard = wide
-        references[name] = bounds(name, value, yard, absolute, dtype)
+    parts = [_Part.of(problem, inputs, selection, group, backward=backward) for group in selection.groups]
+    exact = [_attention(part, torch.float64, _keep, _keep) for part in parts]
+    sums = [_sums(part, each) for part, each in zip(parts, exact, strict=True)]
+    yards = _stacked([_attention(part, torch.float32, _rounder(dtype), _rounder(dtype)) for part in parts])
+    values = _stacked(exact)
+    if not all(_usable(yards[name], value) for name, value in values.items()):
+        yards = _stacked([_attention(part, torch.float32, _keep, _rounder(dtype)) for part in parts])
+    absolute, spread = (_stacked([each[kind] for each in sums]) for kind in (0, 1))
+    references = {
+        name: bounds(name, value, yards[name], absolute[name], spread[name], dtype) for name, value in values.items()
+    }
     return Truth(selection, references)
 
 
-def bounds(name: str, value: Tensor, yard: Tensor, absolute: Tensor, dtype: torch.dtype) -> Reference:
+def bounds(
+    name: str, value: Tensor, yard: Tensor, absolute: Tensor, spread: Tensor, dtype: torch.dtype
+) -> Reference:
     """The rule of correctness for one tensor.
 
     (a) max|x - ref| <= factor max|yard - ref| + max(2 max|(ref + 0.3 - 0.3) - ref|, eps(dtype) max|ref|)
     + 4 eps(float32) A, factor 2 for out and 3 for gradients, A the largest sum of absolute terms.
-    (b) from 4,096 elements on, rms(x - ref) <= 2 rms(yard - ref), 4 in float32, plus 4 eps(float32) rms of the sums of
-    absolute terms, without which a gradient that is truly zero (a single key) would have to be zero to the last bit.
+    (b) from 4,096 elements on, rms(x - ref) <= 2 rms(yard - ref), 4 in float32, + 4 eps(float32) rms(R), R the root of
+    the sum of squared terms: without it a gradient that is truly zero (a single key) must be zero to the last bit.
     Source of (a) without its last two terms: flash-attention, tests/test_flash_attn.py.
     """
     error = (yard.double() - value).abs()
@@ -156,8 +155,12 @@ def bounds(name: str, value: Tensor, yard: Tensor, absolute: Tensor, dtype: torc
     max_bound = factor * error.max().item() + own_rounding + summation * absolute.abs().max().item()
     rms_bound = None
     if value.numel() >= RMS_ELEMENTS:
-        rms_bound = (4 if dtype == torch.float32 else 2) * rms(error) + summation * rms(absolute)
+        rms_bound = (4 if dtype == torch.float32 else 2) * rms(error) + summation * rms(spread)
     return Reference(value, max_bound, rms_bound, rms(value))
+
+
+def _stacked(groups: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([each[name] for each in groups]) for name in groups[0]}
 
 
 def rms(tensor: Tensor) -> float:
@@ -214,7 +217,8 @@ def _attention(part: _Part, work: torch.dtype, step: _Rounding, final: _Rounding
     """Plain softmax(QK^T)V and its gradients over one group: `step` rounds intermediates, `final` rounds results."""
     query, key, value = (each.to(work) for each in (part.query, part.key, part.value))
     results: dict[str, list[Tensor]] = {"out": [], "dq": []}
-    dk, dv = torch.zeros_like(key), torch.zeros_like(value)
+    # By query head: an eager implementation repeats keys and values, so that each head's gradient is rounded before their sum.
+    dk, dv = (torch.zeros(len(query), *each.shape, dtype=work) for each in (key, value))
     for block in part.blocks():
         weights = _weights(part, query, key, block, step)
         results["out"].append(final(weights @ value))
@@ -224,11 +228,11 @@ def _attention(part: _Part, work: torch.dtype, step: _Rounding, final: _Rounding
         grad_scores = _grad_scores(weights, grad_out, value, step)
         scale = part.problem.softmax_scale
         results["dq"].append(final(scale * (grad_scores @ key)))
-        dk += scale * torch.einsum("grk,grd->kd", grad_scores, query[:, block])
-        dv += torch.einsum("grk,grd->kd", weights, grad_out)
+        dk += scale * (grad_scores.transpose(1, 2) @ query[:, block])
+        dv += weights.transpose(1, 2) @ grad_out
     out = {"out": torch.cat(results["out"], dim=1)}
     if part.grad_out is not None:
-        out |= {"dq": torch.cat(results["dq"], dim=1), "dk": final(dk), "dv": final(dv)}
+        out |= {"dq": torch.cat(results["dq"], dim=1), "dk": final(step(dk).sum(0)), "dv": final(step(dv).sum(0))}
     return out
 
 
@@ -245,21 +249,35 @@ def _grad_scores(weights: Tensor, grad_out: Tensor, value: Tensor, step: _Roundi
     return step(weights * (grad_weights - delta))
 
 
-def _absolute_sums(part: _Part, exact: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What rounding of float32 sums scales with: for dq and dk the sums of `scale P (|dP| + |delta|)` times |k| or |q|."""
-    sums: dict[str, Tensor] = {name: exact[name] for name in ("out", "dv") if name in exact}
-    if part.grad_out is None:
-        return sums
+def _sums(part: _Part, exact: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the rounding of float32 sums scales with, element by element: sums of absolute terms, and roots of sums of squares.
+
+    The terms of out are P v, of dv P dO, of dq and dk `scale P (|dP| + |delta|)` times k or q. dP itself is a sum over D
+    whose terms may cancel, so it counts with at least the root of its terms' squares.
+    """
     query, key, value = part.query.double(), part.key.double(), part.value.double()
-    dq, dk = [], torch.zeros_like(key)
+    absolute = {name: exact[name] for name in ("out", "dv") if name in exact}
+    out: list[Tensor] = []
+    dq: list[tuple[Tensor, Tensor]] = []
+    dk, dk_squares, dv_squares = torch.zeros_like(key), torch.zeros_like(key), torch.zeros_like(value)
     for block in part.blocks():
         weights = _weights(part, query, key, block, _keep)
-        grad_weights = part.grad_out[:, block].double() @ value.T
+        out.append((weights.square() @ value.square()).sqrt())
+        if part.grad_out is None:
+            continue
+        grad_out = part.grad_out[:, block].double()
+        grad_weights = torch.maximum((grad_out @ value.T).abs(), (grad_out.square() @ value.square().T).sqrt())
         delta = (weights * grad_weights).sum(dim=-1, keepdim=True)
-        terms = part.problem.softmax_scale * weights * (grad_weights.abs() + delta.abs())
-        dq.append(terms @ key.abs())
+        terms = part.problem.softmax_scale * weights * (grad_weights + delta)
+        dq.append((terms @ key.abs(), (terms.square() @ key.square()).sqrt()))
         dk += torch.einsum("grk,grd->kd", terms, query[:, block].abs())
-    return sums | {"dq": torch.cat(dq, dim=1), "dk": dk}
+        dk_squares += torch.einsum("grk,grd->kd", terms.square(), query[:, block].square())
+        dv_squares += torch.einsum("grk,grd->kd", weights.square(), grad_out.square())
+    spread = {"out": torch.cat(out, dim=1)}
+    if part.grad_out is not None:
+        absolute |= {"dq": torch.cat([each for each, _ in dq], dim=1), "dk": dk}
+        spread |= {"dq": torch.cat([each for _, each in dq], dim=1), "dk": dk_squares.sqrt(), "dv": dv_squares.sqrt()}
+    return absolute, spread
 
 
 def _keep(tensor: Tensor) -> Tensor:

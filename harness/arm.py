@@ -1,0 +1,79 @@
+"""An implementation with its options as a plan sees it: what it is called, and whether it can run a cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Self
+
+from ..impls import (
+    AttentionProblem,
+    BrokenImplementationError,
+    Device,
+    Implementation,
+    OptionValue,
+    Pass,
+    UnknownImplementationError,
+    get,
+)
+from .cell import Cell, Conditions
+from .sweep import ImplementationEntry
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`implementation` is None where none could be made, and `failure` says why."""
+
+    name: str
+    options: dict[str, OptionValue] = field(default_factory=dict)
+    revision: int = 1
+    implementation: Implementation | None = None
+    failure: str = ""
+
+    @classmethod
+    def of(cls, entry: ImplementationEntry) -> Self:
+        """The arm of an entry of the configuration. An option at its default is left out, since it changes nothing."""
+        try:
+            made = get(entry.name, entry.options)
+        except (UnknownImplementationError, BrokenImplementationError) as error:
+            return cls(entry.name, entry.options, failure=str(error))
+        except Exception as error:  # noqa: BLE001 - a plugin may fail in any way, and must break only its own cells
+            return cls(entry.name, entry.options, failure=f"{entry.name} cannot be made: {_described(error)}")
+        options = {key: value for key, value in entry.options.items() if value != made.options[key].default}
+        return cls(entry.name, options, made.revision, made)
+
+    def cell(self, problem: AttentionProblem, passes: Pass, conditions: Conditions) -> Cell:
+        """One cell of this arm."""
+        return Cell(
+            implementation=self.name,
+            options=self.options,
+            revision=self.revision,
+            problem=problem,
+            passes=passes,
+            conditions=conditions,
+        )
+
+    def reasons(self, cell: Cell, device: Device) -> tuple[str, ...]:
+        """Every reason why the cell cannot run on the device. Errors: `ArmError` where there is no telling."""
+        if self.implementation is None:
+            raise ArmError(self.failure)
+        try:
+            refusals = self.implementation.supports(cell.problem, cell.passes, device).reasons
+            return (*map(str, refusals), *_of_conditions(cell.conditions))
+        except Exception as error:
+            raise ArmError(f"{self.name}: supports() failed: {_described(error)}") from error
+
+
+class ArmError(Exception):
+    """An implementation that is unknown, cannot be imported or fails to say what it supports."""
+
+
+def _of_conditions(conditions: Conditions) -> tuple[str, ...]:
+    if conditions.device == "cuda":
+        return ()
+    cold = ("cache cold: needs a CUDA device; on a CPU the suite measures warm caches alone",)
+    graph = ("cuda_graph true: needs a CUDA device",)
+    return (cold if conditions.cache == "cold" else ()) + (graph if conditions.cuda_graph else ())
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

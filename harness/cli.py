@@ -1,0 +1,192 @@
+"""The command line: parse, call, print, exit code. A table of contents of what the suite does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from . import environment, listing
+from .config import ConfigError, ConfigFileError, config_schema, load_config
+from .exit_codes import Exit, of_sweep
+from .plan import make_plan
+from .plugins import load_plugins
+from .progress import make_progress
+from .run import runs
+from .store import Run, StoreError
+
+app = typer.Typer(
+    help="Benchmark and compare self-attention implementations: checked for values and gradients before they are timed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+PluginOption = Annotated[
+    list[str] | None, typer.Option("--plugin", metavar="MODULE", help="Import implementations: a module or a .py file.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the config: protocol.launches=5.")
+]
+OnlyOption = Annotated[str | None, typer.Option("--only", metavar="NAME,...", help="Measure only these implementations.")]
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    out: Annotated[Path, typer.Option(metavar="ROOT", help="Where the run's folder is made.")] = Path("results/runs"),
+    plugin: PluginOption = None,
+    set_: SetOption = None,
+    only: OnlyOption = None,
+) -> None:
+    """Measure a sweep; leaves records, tables, plots and a page in the run's folder, printed last."""
+    with _stated_errors():
+        failed = load_plugins(plugin or [])
+        loaded = load_config(config, overrides=set_ or (), only=_names(only), tolerate_unknown=bool(failed))
+        _carry_out(runs.begin(loaded, out, plugin or [], failed), retry_failed=False)
+
+
+@app.command()
+def resume(
+    run: RunArgument,
+    plugin: PluginOption = None,
+    retry_failed: Annotated[bool, typer.Option(help="Measure cells again that failed.")] = False,
+) -> None:
+    """Go on with an interrupted run, from its stored config."""
+    with _stated_errors():
+        failed = load_plugins(plugin or [])
+        _carry_out(runs.reopen(Run.open(run), plugin or [], failed), retry_failed=retry_failed)
+
+
+@app.command()
+def plan(
+    config: ConfigArgument, plugin: PluginOption = None, set_: SetOption = None, only: OnlyOption = None
+) -> None:
+    """Show what `run` would measure: cells, refusals with their reasons, estimated time and memory. Needs no torch."""
+    with _stated_errors():
+        failed = load_plugins(plugin or [])
+        loaded = load_config(config, overrides=set_ or (), only=_names(only), tolerate_unknown=bool(failed))
+        device = environment.find_device(loaded.config.device)
+        planned = runs.explained(make_plan(loaded.config, device), failed)
+        listing.print_plan(planned, loaded.config, device)
+
+
+@app.command("list")
+def list_(plugin: PluginOption = None) -> None:
+    """List the implementations, and whether each can run on this machine or every reason why not."""
+    with _stated_errors():
+        failed = load_plugins(plugin or [])
+        listing.print_implementations(environment.find_device("auto"))
+        raise typer.Exit(Exit.CELLS_FAILED if failed else Exit.PASS)
+
+
+@app.command()
+def report(
+    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write page, tables and figures here.")] = None,
+    baseline: Annotated[str | None, typer.Option(metavar="NAME", help="What speed-ups are relative to.")] = None,
+) -> None:
+    """Write the page of one run anew, or page, tables and figures of runs into a folder."""
+    with _stated_errors():
+        from ..reports import page
+
+        opened = [Run.open(each) for each in run]
+        if out is None:
+            for each in opened:
+                print(page.write_page(each, baseline=baseline))
+        else:
+            print(page.write_report(opened, out, baseline=baseline))
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    format_: Annotated[str, typer.Option("--format", metavar="csv|parquet|markdown", help="What to write.")] = "csv",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to; standard output if not given.")] = None,
+) -> None:
+    """Write a run's launches (csv, parquet) or its tables (markdown)."""
+    with _stated_errors():
+        from ..reports.export import export as export_run
+
+        data = export_run(Run.open(run), format_)
+        content = data.encode() if isinstance(data, str) else data
+        if out is None:
+            sys.stdout.buffer.write(content)
+        else:
+            _write(out, content)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of sweep configs, for editors."""
+    print(json.dumps(config_schema(), indent=2))
+
+
+def main() -> None:
+    """The console script's entry."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.PASS)
+
+
+def _carry_out(ready: runs.Ready, *, retry_failed: bool) -> NoReturn:
+    with make_progress() as progress:
+        ended = ready.carry_out(progress, retry_failed=retry_failed)
+    listing.print_results(ready.run)
+    listing.print_split(ended)
+    from ..reports import page
+
+    written = page.write_page(ready.run)
+    for notice in ready.run.notices:
+        print(f"notice: {notice}", file=sys.stderr)
+    print(f"page: {written}")
+    if ended.status == "interrupted":
+        print(f"interrupted; go on with: attnbench resume {ready.run.path}", file=sys.stderr)
+    print(ready.run.path)
+    raise typer.Exit(Exit.INTERRUPTED if ended.status == "interrupted" else of_sweep(ready.run.launches()))
+
+
+@contextmanager
+def _stated_errors() -> Iterator[None]:
+    """Errors of the user or the disk: what was asked, what is allowed, what to do; never a traceback."""
+    try:
+        yield
+    except (ConfigFileError, StoreError) as error:
+        _fail(error, Exit.FILES)
+    except (ConfigError, environment.DeviceError, runs.ResumeError) as error:
+        _fail(error, Exit.USAGE)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+def _fail(error: Exception, code: Exit) -> NoReturn:
+    print(f"attnbench: {error}", file=sys.stderr)
+    raise typer.Exit(code) from error
+
+
+def _names(only: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in only.split(",") if name.strip()) if only else ()
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt

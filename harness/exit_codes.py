@@ -1,0 +1,31 @@
+"""Exit codes of every command, and the one that a sweep's launches earn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+
+from .records import FAILURES, Launch, Outcome
+
+
+class Exit(IntEnum):
+    """Only REGRESSION ever means slower; a traceback exits 1."""
+
+    PASS = 0
+    INTERNAL = 1
+    USAGE = 2
+    FILES = 3
+    REGRESSION = 10
+    INCONCLUSIVE = 11
+    NOT_COMPARABLE = 12
+    CELLS_FAILED = 13
+    NOTHING_MEASURED = 14
+    INTERRUPTED = 130
+
+
+def of_sweep(launches: Iterable[Launch]) -> Exit:
+    """13 where a cell failed, 14 where none was measured. UNSUPPORTED, OUT_OF_MEMORY and TIMED_OUT are results."""
+    outcomes = {launch.outcome for launch in launches}
+    if outcomes & FAILURES:
+        return Exit.CELLS_FAILED
+    return Exit.PASS if Outcome.OK in outcomes else Exit.NOTHING_MEASURED

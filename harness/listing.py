@@ -1,0 +1,98 @@
+"""What commands print on standard output: implementations, a plan, and the end of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..impls import BrokenImplementationError, Device, get, names
+from .config import SweepConfig
+from .plan import Plan
+from .records import SessionEnded
+from .store import Run
+
+#: Cells that a plan names one by one; of more it gives the counts.
+MOST_NAMED = 20
+
+
+def print_implementations(device: Device) -> None:
+    """Every implementation: available on this machine, or every reason why not."""
+    table = Table("implementation", "what it is", f"on {device} ({device.name})", title_justify="left")
+    for name in names():
+        try:
+            implementation = get(name)
+        except BrokenImplementationError as error:
+            table.add_row(escape(name), "", escape(f"no: {error}"))
+            continue
+        reasons = implementation.unavailable(device)
+        said = "no: " + "\n    ".join(reasons) if reasons else "available"
+        options = "".join(f"\n  option {key}: {option.words}" for key, option in implementation.options.items())
+        table.add_row(escape(name), escape(implementation.summary + options), escape(said))
+    _console().print(table)
+
+
+def print_plan(plan: Plan, config: SweepConfig, device: Device) -> None:
+    """What a run would do, and what it would not."""
+    console = _console()
+    protocol = config.protocol
+    unmeasured = {*plan.refused, *plan.broken}
+    measured = [cell for cell in plan.cells if cell.id not in unmeasured]
+    console.print(f"{config.name}: {len(plan.cells)} cells on {device} ({device.name}), {protocol.launches} launches each",
+                  style="bold", highlight=False, markup=False)  # fmt: skip
+    table = Table("implementation", "cells", "measured")
+    for arm, count in Counter(cell.arm for cell in plan.cells).items():
+        table.add_row(escape(arm), str(count), str(sum(cell.arm == arm for cell in measured)))
+    console.print(table)
+    _print_some(console, "measured", [cell.name for cell in measured])
+    refused = [f"{cell.arm}: {'; '.join(plan.refused[cell.id])}" for cell in plan.cells if cell.id in plan.refused]
+    _print_counted(console, "refused", Counter(refused))
+    _print_counted(console, "cannot run", Counter(plan.broken.values()))
+    _print_counted(console, "excluded", Counter(f"by {rule}" for _, rule in plan.excluded))
+    _print_some(console, "warning: estimated to need more memory than there is", [each.name for each in plan.beyond_memory])
+    most = max((each.memory_bytes for each in plan.estimates.values()), default=0)
+    console.print(f"estimated time {_minutes(plan.seconds)}, most memory {most / 1e6:.0f} MB", highlight=False)
+
+
+def print_results(run: Run) -> None:
+    """The winners, the cells that failed, and how much the control cell drifted."""
+    from ..reports import frame, tables
+
+    cells = frame.cells(run)
+    _console().print(tables.winners_table(cells))
+    drift = frame.control_drift(run)
+    if drift is not None:
+        print(f"control cell: launches within {drift:.1%} of each other")
+
+
+def print_split(ended: SessionEnded) -> None:
+    """Where the wall time went."""
+    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in ended.split_s.items())
+    rest = ended.split_s["rest"] / ended.wall_s if ended.wall_s else 0.0
+    print(f"wall time {ended.wall_s:.1f} s: {parts} ({rest:.0%})")
+
+
+def _print_some(console: Console, title: str, lines: list[str]) -> None:
+    if not lines:
+        return
+    console.print(f"{title}:", markup=False)
+    for line in lines[:MOST_NAMED]:
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    if len(lines) > MOST_NAMED:
+        console.print(f"  and {len(lines) - MOST_NAMED} more")
+
+
+def _print_counted(console: Console, title: str, reasons: Counter[str]) -> None:
+    _print_some(console, title, [f"{count} cells {reason}" for reason, count in reasons.items()])
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _console() -> Console:
+    """As wide as the terminal; in a log, wide enough for a table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)

@@ -1,0 +1,38 @@
+"""Fixtures of all tests: the command as a real subprocess."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+FAKES = Path(__file__).parent / "plugins" / "fakes.py"
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def attnbench(tmp_path: Path) -> Command:
+    """Runs `attnbench ARGS...` in an empty folder; returns the finished process."""
+
+    def run(*args: str | Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [Path(sys.executable).parent / "attnbench", *map(str, args)],
+            cwd=tmp_path,
+            env={**os.environ, "NO_COLOR": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def fakes() -> Path:
+    """The plugin that lies, hangs and crashes."""
+    return FAKES

@@ -1,0 +1,147 @@
+"""Failure is normal: fakes that lie, hang and crash each end as their outcome, in real processes, and touch no other cell."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from attnbench.harness.records import Launch, Notice, Outcome
+from attnbench.harness.store import Run
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+CONFIG = """
+name: fakes
+implementations: [sdpa, {names}]
+sweeps:
+  - {{batch: 1, heads: 2, seq_len: 64, head_dim: 16, dtype: float32, mask: full, pass: [forward, forward_backward]}}
+protocol: {{launches: 2, min_time_s: 0.005, max_time_s: 0.02, timeout_s: 3}}
+"""
+
+#: Each fake's outcome, and words that its detail must hold.
+ENDINGS = {
+    "fake_wrong": (Outcome.INCORRECT, "out is off by"),
+    "fake_nan": (Outcome.INCORRECT, "NaN"),
+    "fake_cached": (Outcome.INCORRECT, "after its inputs were changed in place"),
+    "fake_mutates": (Outcome.INCORRECT, "changed its input query"),
+    "fake_aliases": (Outcome.INCORRECT, "shares memory with an input"),
+    "fake_out_of_memory": (Outcome.OUT_OF_MEMORY, "allocate"),
+    "fake_hang": (Outcome.TIMED_OUT, "deadline"),
+    "fake_segfault": (Outcome.CRASHED, "SIGSEGV"),
+    "fake_exits": (Outcome.CRASHED, "exited with code 0 before it reported"),
+    "fake_missing_import": (Outcome.ERROR, "a_package_that_is_not_there"),
+    "fake_instant": (Outcome.IMPLAUSIBLE, "more than 4 times the best matrix product"),
+    "fake_flood": (Outcome.OK, ""),
+    "sdpa": (Outcome.OK, ""),
+}
+
+
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Launch]]:
+    """One run of all fakes beside an honest implementation."""
+    folder = tmp_path_factory.mktemp("fakes")
+    names = [name for name in ENDINGS if name != "sdpa"] + ["fake_wrong_gradient"]
+    (folder / "fakes.yaml").write_text(CONFIG.format(names=", ".join(names)))
+    command = ["attnbench", "run", "fakes.yaml", "--out", "runs", "--plugin", str(Path(__file__).parent / "plugins/fakes.py")]
+    done = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 13, done.stderr
+    run = Run.open(folder / done.stdout.splitlines()[-1])
+    page = (run.path / "report.html").read_text()
+    assert "fake_wrong" in page
+    yield run.launches()
+
+
+def _environment() -> dict[str, str]:
+    import sys
+
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_ends_as_its_outcome(name: str, launches: list[Launch]) -> None:
+    """Each fake ends as what it is, with a detail that says so."""
+    outcome, words = ENDINGS[name]
+    first = [each for each in launches if each.implementation == name and each.round == 0 and each.name.endswith("/forward")]
+    assert first
+    assert all(each.outcome is outcome for each in first)
+    assert all(words in each.detail for each in first)
+
+
+def test_wrong_gradient_is_found_backwards_only(launches: list[Launch]) -> None:
+    """Right values with wrong gradients pass forwards and fail backwards."""
+    ended = {each.name.split("/")[-1]: each for each in launches
+             if each.implementation == "fake_wrong_gradient" and each.round == 0}  # fmt: skip
+    assert ended["forward"].outcome is Outcome.OK
+    assert ended["forward_backward"].outcome is Outcome.INCORRECT
+    assert "dq" in ended["forward_backward"].detail
+
+
+def test_only_ok_is_timed_to_be_ranked(launches: list[Launch]) -> None:
+    """What is wrong has no time at all: the check comes before the clock."""
+    for each in launches:
+        if each.outcome in (Outcome.INCORRECT, Outcome.CRASHED, Outcome.ERROR, Outcome.TIMED_OUT):
+            assert each.samples is None
+
+
+def test_failures_are_not_measured_twice(launches: list[Launch]) -> None:
+    """In the second round a cell that failed is recorded as skipped."""
+    second = [each for each in launches if each.implementation == "fake_segfault" and each.round == 1]
+    assert len(second) == 2
+    assert all(each.skipped and each.outcome is Outcome.CRASHED for each in second)
+
+
+def test_every_pair_is_recorded_once(launches: list[Launch]) -> None:
+    """Every (cell, round, attempt) has one line, whatever happened."""
+    keys = [(each.cell, each.round, each.attempt) for each in launches]
+    assert len(keys) == len(set(keys))
+    assert {each.round for each in launches} == {0, 1}
+
+
+def test_plugin_that_does_not_import(attnbench: Command, tmp_path: Path) -> None:
+    """Its cells end as ERROR with the reason, other cells are measured, and the exit code says that cells failed."""
+    (tmp_path / "c.yaml").write_text(CONFIG.format(names="from_the_broken_plugin").replace("launches: 2", "launches: 1"))
+    broken = Path(__file__).parent / "plugins" / "broken.py"
+    done = attnbench("run", "c.yaml", "--out", "runs", "--plugin", broken)
+    assert done.returncode == 13
+    assert "Traceback" not in done.stderr
+    run = Run.open(tmp_path / done.stdout.splitlines()[-1])
+    ended = {(each.implementation, each.outcome) for each in run.launches()}
+    assert ("from_the_broken_plugin", Outcome.ERROR) in ended
+    assert ("sdpa", Outcome.OK) in ended
+    assert any("needs a package that is not there" in each.text for each in run.events() if isinstance(each, Notice))
+
+
+def test_killed_by_the_kernel_for_memory(attnbench: Command, tmp_path: Path, fakes: Path) -> None:
+    """SIGKILL with a risen count of kills for memory is OUT_OF_MEMORY, not a crash."""
+    group = _memory_group()
+    if group is None:
+        pytest.skip("no control group with a memory limit can be made here")
+    try:
+        (tmp_path / "c.yaml").write_text(CONFIG.format(names="fake_killed_for_memory").replace("launches: 2", "launches: 1"))
+        done = attnbench("run", "c.yaml", "--out", "runs", "--plugin", fakes, ATTNBENCH_TEST_CGROUP=str(group))
+        run = Run.open(tmp_path / done.stdout.splitlines()[-1])
+        ended = [each for each in run.launches() if each.implementation == "fake_killed_for_memory"]
+        assert all(each.outcome is Outcome.OUT_OF_MEMORY for each in ended)
+        assert all("the kernel killed the worker for memory" in each.detail for each in ended)
+    finally:
+        group.rmdir()
+
+
+def _memory_group() -> Path | None:
+    """A control group that allows 64 MiB, of version 1 or 2, where one can be made."""
+    for base, limit in ((Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"), (Path("/sys/fs/cgroup"), "memory.max")):
+        group = base / f"attnbench-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            (group / limit).write_text(str(64 * 2**20))
+        except OSError:
+            group.rmdir()
+            continue
+        return group
+    return None

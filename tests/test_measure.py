@@ -1,0 +1,182 @@
+"""Measuring: servers agree, memory is what was allocated, sampling stops when it should, the oracle's parts."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from attnbench.harness.cell import Cell
+from attnbench.harness.measure.inputs import draw, problem_seed
+from attnbench.harness.measure.oracle import Selection, Truth, find_truth
+from attnbench.harness.measure.regions import Region
+from attnbench.harness.measure.tasks import CellTask, TruthTask
+from attnbench.harness.measure.timing import Budget, Span, half_width, sample
+from attnbench.harness.records import Measurement
+from attnbench.harness.run.fork_server import ForkServer
+from attnbench.impls import AttentionProblem
+
+COMMON = {"device": "cpu", "threads": 2, "seed": 0}
+SMALL = AttentionProblem(heads_q=4, heads_kv=4, seq_q=256, seq_kv=256, head_dim=64)
+
+
+def measure(server: ForkServer, cell: Cell, folder: Path, **changes: object) -> Measurement:
+    """One launch on a server, its truth computed first."""
+    path = folder / "truth.pt"
+    truth = TruthTask(**COMMON, problem=cell.problem, backward=cell.passes != "forward", truth_path=str(path))
+    assert server.run(truth, 300).result
+    task = {"min_time_s": 0.02, "max_time_s": 0.1, "precision": 0.01} | changes
+    reply = server.run(CellTask(**COMMON, cell=cell, truth_path=str(path), **task), 300)
+    assert reply.result, reply.output_tail
+    return Measurement.model_validate_json(reply.result)
+
+
+def test_twelve_servers_agree(tmp_path: Path) -> None:
+    """Medians of twelve fresh servers on one naive cell lie within a factor of two: with glibc untouched they do not."""
+    cell = Cell(implementation="naive", problem=SMALL, passes="forward")
+    medians = []
+    for _ in range(12):
+        server = ForkServer()
+        try:
+            samples = measure(server, cell, tmp_path).samples
+        finally:
+            server.close()
+        assert samples is not None
+        medians.append(statistics.median(samples.times_s))
+    spread = max(medians) / min(medians) - 1
+    print(f"spread between 12 servers: {spread:.1%} around {statistics.median(medians) * 1e3:.3f} ms")
+    assert spread < 1.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    """One server for tests that need no fresh one."""
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+def test_memory_of_chunked_is_linear(server: ForkServer, tmp_path: Path) -> None:
+    """At 16,384 tokens, bfloat16, chunked takes at least 20 times less than one float32 score matrix."""
+    problem = AttentionProblem(heads_q=1, heads_kv=1, seq_q=16384, seq_kv=16384, head_dim=64, dtype="bfloat16")
+    cell = Cell(implementation="chunked", problem=problem, passes="forward")
+    memory = measure(server, cell, tmp_path, measure_time=False).memory
+    assert memory is not None
+    print(f"chunked overhead at 16,384 tokens: {memory.overhead_bytes} bytes, {16384**2 * 4 / memory.overhead_bytes:.0f} x below S^2 x 4")
+    assert memory.overhead_bytes * 20 <= 16384**2 * 4
+
+
+def test_memory_of_naive_is_its_matrices(server: ForkServer, tmp_path: Path) -> None:
+    """Naive attention's overhead is two to four score matrices, and more when saved for backward."""
+    problem = AttentionProblem(heads_q=8, heads_kv=8, seq_q=512, seq_kv=512, head_dim=64)
+    forward = measure(server, Cell(implementation="naive", problem=problem, passes="forward"), tmp_path).memory
+    training = measure(server, Cell(implementation="naive", problem=problem, passes="forward_backward"), tmp_path).memory
+    assert forward is not None
+    assert training is not None
+    matrix = problem.score_bytes()
+    assert 1.9 * matrix < forward.overhead_bytes < 4.2 * matrix
+    assert training.saved_bytes is not None
+    assert 0.9 * matrix < training.saved_bytes < 3.2 * matrix
+
+
+class _Scripted:
+    """A clock whose samples are given."""
+
+    resolution_s = 1e-9
+
+    def __init__(self, times: list[float]) -> None:
+        self._times = times
+        self._at = 0
+
+    def time(self, region: Region, repeats: int) -> Span:
+        self._at += 1
+        return Span(self._times[min(self._at, len(self._times)) - 1] * repeats, 0.0)
+
+
+class _Nothing(Region):
+    def run(self, repeats: int) -> None:
+        return None
+
+
+def test_sampling_stops_when_precise() -> None:
+    """Equal samples end it as soon as six are there and the least time has passed."""
+    samples = sample(_Nothing(), _Scripted([0.002]), Budget(0.0, 10.0, 0.01))
+    assert samples.stop == "precision"
+    assert len(samples.times_s) == 6
+    assert samples.repeats == 1
+
+
+def test_sampling_ends_with_its_budget() -> None:
+    """Samples that never agree end with the budget, and all are kept."""
+    generator = random.Random(0)
+    samples = sample(_Nothing(), _Scripted([generator.uniform(0.001, 1) for _ in range(100_000)]), Budget(0.0, 0.05, 0.01))
+    assert samples.stop == "budget"
+    assert len(samples.times_s) > 6
+
+
+def test_short_calls_are_repeated_until_a_sample_is_long_enough() -> None:
+    """A call of a microsecond is repeated about a thousand times in a sample, and reported for one call."""
+    samples = sample(_Nothing(), _Scripted([1e-6]), Budget(0.0, 1.0, 0.01))
+    assert samples.repeats >= 1000
+    assert statistics.median(samples.times_s) == pytest.approx(1e-6)
+
+
+def test_half_width_needs_six() -> None:
+    """Five samples have no 95 % interval of the median; equal ones have one of no width."""
+    assert half_width([1.0] * 5) == float("inf")
+    assert half_width([1.0] * 6) == 0.0
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+def test_truth_agrees_with_autograd_in_float64(mask: str) -> None:
+    """The closed form of the oracle equals torch's own differentiation of the definition."""
+    problem = AttentionProblem(batch=2, heads_q=4, heads_kv=2, seq_q=5, seq_kv=9, head_dim=8, mask=mask)
+    inputs = draw(problem, problem_seed(problem, 0))
+    truth = find_truth(problem, inputs, Selection.within(problem, backward=True, seed=0), backward=True)
+    query, key, value = (each.double().requires_grad_() for each in inputs[:3])
+    scores = query @ key.repeat_interleave(2, 1).transpose(-2, -1) * problem.softmax_scale
+    if mask == "causal":
+        scores = scores.masked_fill(~torch.ones(5, 9, dtype=torch.bool).tril(4), float("-inf"))
+    out = torch.softmax(scores, -1) @ value.repeat_interleave(2, 1)
+    gradients = torch.autograd.grad(out, (query, key, value), inputs.grad_out.double())
+    for name, tensor in zip(("out", "dq", "dk", "dv"), (out.detach(), *gradients), strict=True):
+        torch.testing.assert_close(truth.references[name].value, truth.selection.of(name, tensor, problem))
+
+
+def test_rows_of_a_large_problem() -> None:
+    """Beyond the budget rows of one group are checked, first and last among them, and gradients are sums over these."""
+    problem = AttentionProblem(batch=2, heads_q=4, heads_kv=2, seq_q=64, seq_kv=64, head_dim=8, mask="causal")
+    selection = Selection.within(problem, backward=True, seed=3, flops=14 * 2 * 64 * 8 * 5)
+    assert selection.rows is not None
+    assert {0, 63} <= set(selection.rows)
+    assert 0 < selection.share(problem) < 0.05
+    inputs = draw(problem, 1)
+    whole = inputs._replace(grad_out=selection.restrict_grad_out(inputs.grad_out, problem))
+    full = find_truth(problem, whole, Selection.within(problem, backward=True, seed=0), backward=True)
+    part = find_truth(problem, inputs, selection, backward=True)
+    (batch, head), *_ = selection.groups
+    index = full.selection.groups.index((batch, head))
+    torch.testing.assert_close(part.references["dk"].value[0], full.references["dk"].value[index])
+    torch.testing.assert_close(part.references["out"].value[0], full.references["out"].value[index][:, list(selection.rows)])
+
+
+def test_truth_survives_its_file(tmp_path: Path) -> None:
+    """What a worker loads is what was saved."""
+    inputs = draw(SMALL, 0)
+    truth = find_truth(SMALL, inputs, Selection.within(SMALL, backward=False, seed=0), backward=False)
+    truth.save(tmp_path / "t.pt")
+    loaded = Truth.load(tmp_path / "t.pt")
+    assert loaded.selection == truth.selection
+    assert torch.equal(loaded.references["out"].value, truth.references["out"].value)
+    assert loaded.references["out"].max_bound == truth.references["out"].max_bound
+
+
+def test_inputs_depend_on_the_problem_alone() -> None:
+    """Equal problems and seeds draw equal tensors, other seeds others; never zeros."""
+    first, again, other = draw(SMALL, problem_seed(SMALL, 0)), draw(SMALL, problem_seed(SMALL, 0)), draw(SMALL, problem_seed(SMALL, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first.query, other.query)
+    assert 0.9 < first.query.std() < 1.1
