@@ -108,7 +108,7 @@ def load_stored(data: Mapping[str, Any], *, tolerate_unknown: bool = False) -> S
 def config_schema() -> dict[str, Any]:
     """The JSON Schema of a configuration, for editors."""
     schema = SweepConfig.model_json_schema()
-    _drop_nulls(schema)
+    _tidy(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "attnbench configuration"}
 
 
@@ -133,9 +133,12 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 }
 
 
-def _drop_nulls(schema: Any) -> None:
-    """A key that may be left out has no need to be null, in the words of editors."""
+def _tidy(schema: Any) -> None:
+    """Leave out what editors would show without use: titles made of keys, and null for keys that are not given."""
     for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
-        _drop_nulls(part)
-    if isinstance(schema, dict) and schema.get("default", ...) is None:
-        del schema["default"]
+        _tidy(part)
+    if isinstance(schema, dict):
+        if isinstance(schema.get("title"), str):
+            del schema["title"]
+        if schema.get("default", ...) is None:
+            del schema["default"]

@@ -92,14 +92,13 @@ def _mistake(
 ) -> tuple[int, str]:
     """A finding's line number, to sort by, and its words."""
     path = _written(error["loc"], data)
-    section = str(path[0]) if path and len(error["loc"]) > 1 else ""
-    words = _words(error, section, keys)
+    words = _words(error, keys)
     line = next((places.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in places.lines), 0)
     return line, places.mistake((*path, *_absent(error)), words)
 
 
-def _words(error: ErrorDetails, section: str, keys: Mapping[str, Sequence[str]]) -> str:
-    kind, given = error["type"], error["input"]
+def _words(error: ErrorDetails, keys: Mapping[str, Sequence[str]]) -> str:
+    kind, location, given = error["type"], error["loc"], error["input"]
     if kind == "value_error":
         return str(error["ctx"]["error"])
     if kind == "missing":
@@ -107,8 +106,9 @@ def _words(error: ErrorDetails, section: str, keys: Mapping[str, Sequence[str]])
     if kind == "too_short":
         return "an empty list; allowed: at least one entry"
     if kind == "extra_forbidden":
-        return _unknown_key(str(error["loc"][-1]), section, keys)
+        return _unknown_key(str(location[-1]), str(location[0]) if len(location) > 1 else "", keys)
     # What remains is a section that is no mapping.
+    section = str(location[0]) if location else ""
     allowed = f"a mapping with the keys {', '.join(keys[section])}" if section in keys else "a mapping"
     return f"{shown(given)} is no mapping; allowed: {allowed}"
 

@@ -26,6 +26,7 @@ def read_source(source: str) -> tuple[bytes, str]:
     Errors: `ConfigFileError` for a file that cannot be read, `ConfigError` for a name that is none.
     """
     shipped = _shipped()
+    file = source if source.isprintable() else shown(source)
     if source in shipped:
         return shipped[source].read_bytes(), f"{source}.yaml"
     if not source.endswith(_SUFFIXES) and not _exists(source):
@@ -34,11 +35,11 @@ def read_source(source: str) -> tuple[bytes, str]:
         raise ConfigError(f"unknown configuration {shown(source)}; allowed: {allowed}{near(source, shipped)}")
     try:
         with Path(source).open("rb") as stream:
-            return stream.read(MOST_BYTES + 1), source
+            return stream.read(MOST_BYTES + 1), file
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         shipped_too = f"; shipped configurations: {', '.join(sorted(shipped))}"
-        raise ConfigFileError(f"cannot read {source}: {reason}{shipped_too}") from error
+        raise ConfigFileError(f"cannot read {file}: {reason}{shipped_too}") from error
 
 
 def _exists(source: str) -> bool:

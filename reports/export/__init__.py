@@ -1,1 +1,23 @@
-"""Exports, one small module a format."""
+"""Exports, one small module a format: each turns a run into text or bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from ...harness.store import Run
+from ...impls import near
+
+FORMATS = ("csv", "markdown", "parquet")
+
+
+class FormatError(ValueError):
+    """A format that there is not; the message names those that there are."""
+
+
+def export(run: Run, format_: str) -> str | bytes:
+    """A run in a format. Errors: `FormatError`, `StoreError`."""
+    if format_ not in FORMATS:
+        raise FormatError(f"unknown format {format_!r}{near(format_, FORMATS)}; formats: {', '.join(FORMATS)}")
+    write: Callable[[Run], str | bytes] = import_module(f".{format_}", __package__).write
+    return write(run)

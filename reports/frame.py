@@ -1,0 +1,90 @@
+"""One row for each cell of a run: outcome, estimate, throughput, memory, accuracy, and whether it is ranked."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pandas as pd
+
+from ..harness.records import Ceilings, CeilingsMeasured, Launch, Outcome
+from ..harness.store import Run
+from ..harness.verdicts.estimate import counted, estimate, unranked_because
+from .tidy import cell_facts, cells_by_id
+
+#: Outcomes from worst to best: a cell is shown by its worst.
+_WORST_FIRST = (
+    Outcome.INCORRECT, Outcome.IMPLAUSIBLE, Outcome.CRASHED, Outcome.ERROR, Outcome.TIMED_OUT,
+    Outcome.OUT_OF_MEMORY, Outcome.UNSUPPORTED, Outcome.OK,
+)  # fmt: skip
+_TENSORS = ("out", "dq", "dk", "dv")
+
+
+def cells(run: Run) -> pd.DataFrame:
+    """All planned cells of a run, in the configuration's order. Times in seconds, sizes in bytes."""
+    launches = by_cell(run)
+    rows = [cell_facts(cell) | _summary(launches.get(key, [])) for key, cell in cells_by_id(run).items()]
+    frame = pd.DataFrame(rows)
+    frame["flops_per_s"] = frame["flops"] / frame["time_s"]
+    return frame
+
+
+def by_cell(run: Run) -> dict[str, list[Launch]]:
+    """The counted launches of each cell, control cells included."""
+    grouped: dict[str, list[Launch]] = defaultdict(list)
+    for launch in counted(run.launches()):
+        grouped[launch.cell].append(launch)
+    return grouped
+
+
+def control_drift(run: Run) -> float | None:
+    """How far apart the control cells' launches are, slowest over fastest less one; None below two launches."""
+    drifts = []
+    launches = by_cell(run)
+    for key in run.info.control:
+        timed = [each for each in (estimate([launch]) for launch in launches.get(key, [])) if each]
+        if len(timed) > 1:
+            drifts.append(max(each.median for each in timed) / min(each.median for each in timed) - 1)
+    return max(drifts, default=None)
+
+
+def ceilings(run: Run) -> Ceilings | None:
+    """The ceilings of the run's last session that measured them."""
+    found = [event.ceilings for event in run.events() if isinstance(event, CeilingsMeasured) and event.ceilings]
+    return found[-1] if found else None
+
+
+def _summary(launches: list[Launch]) -> dict[str, Any]:
+    outcome = min((each.outcome for each in launches), key=_WORST_FIRST.index, default=None)
+    guess = estimate(launches)
+    first = next((each for each in launches if each.outcome is outcome and not each.skipped), launches[0] if launches else None)
+    memories = [each.memory for each in launches if each.memory]
+    reason = unranked_because(launches)
+    return {
+        "outcome": str(outcome) if outcome else "not measured",
+        "detail": first.detail if first else "the run ended before",
+        "time_s": guess.median if guess else None,
+        "low_s": guess.low if guess else None,
+        "high_s": guess.high if guess else None,
+        "interval": guess.interval if guess else "",
+        "launches": guess.launches if guess else 0,
+        "estimate": guess,
+        "ranked": not reason,
+        "unranked_because": reason,
+        "void": sum(bool(each.void) for each in launches),
+        "overhead_bytes": max((each.overhead_bytes for each in memories), default=None),
+        "saved_bytes": max((each.saved_bytes for each in memories if each.saved_bytes is not None), default=None),
+        "checked_share": first.checked_share if first else None,
+        "backend": first.backend if first else "",
+        **{f"error_{name}": _share(launches, name) for name in _TENSORS},
+    }
+
+
+def _share(launches: list[Launch], name: str) -> float | None:
+    """The largest share of its bound, by maximum or root mean square, that a tensor's error took."""
+    shares = []
+    for accuracy in (each.accuracy[name] for each in launches if name in each.accuracy):
+        shares.append(accuracy.max_error / accuracy.max_bound if accuracy.max_bound else float(accuracy.max_error > 0))
+        if accuracy.rms_bound:
+            shares.append(accuracy.rms_error / accuracy.rms_bound)
+    return max(shares, default=None)

@@ -1,0 +1,156 @@
+"""The page of a run: one self-contained HTML file; and a folder of page, tables and figures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from . import format as fmt
+from . import frame, tables
+from .contract import timed_region
+from .coverage import Coverage
+from .tidy import load
+from ..harness.environment import machine_name
+from ..harness.records import CeilingsMeasured, Notice, SessionEnded, TruthComputed
+from ..harness.store import Run, StoreError
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_page(run: Run, out: Path | None = None, baseline: str | None = None) -> Path:
+    """Write `report.html`, in the run's folder unless `out` names a file. Errors: `StoreError`."""
+    path = out or run.path / "report.html"
+    _write(path, render(run, baseline))
+    return path
+
+
+def write_report(runs: Sequence[Run], out: Path, baseline: str | None = None) -> Path:
+    """Write a folder: for each run its page, tables as Markdown and CSV, and figures; and an index. Errors: `StoreError`."""
+    pages = []
+    for run in runs:
+        folder = out / run.info.id
+        _make(folder / "figures")
+        cells = frame.cells(run)
+        write_page(run, folder / "report.html", baseline)
+        for name, table in (("winners", tables.winners(cells)), ("results", tables.results(cells))):
+            _write(folder / f"{name}.md", tables.markdown(table))
+            _write(folder / f"{name}.csv", table.to_csv(index=False))
+        _write(folder / "launches.csv", load(run).to_csv(index=False))
+        for plot in _plots(cells, run, baseline):
+            _write(folder / "figures" / f"{plot.name}.svg", plot.svg)
+        pages.append({"href": f"{run.info.id}/report.html", "words": _title(run)})
+    _write(out / "index.html", _environment().get_template("index.html.jinja").render(pages=pages))
+    return out / "index.html"
+
+
+def render(run: Run, baseline: str | None = None) -> str:
+    """The page as text. It makes no request: styles and figures are inside it."""
+    cells = frame.cells(run)
+    return _environment().get_template("report.html.jinja").render(_content(run, cells, baseline))
+
+
+def _content(run: Run, cells: pd.DataFrame, baseline: str | None) -> dict[str, Any]:
+    info, events = run.info, run.events()
+    ends = [event for event in events if isinstance(event, SessionEnded)]
+    protocol = info.config.get("protocol") or {}
+    drift = frame.control_drift(run)
+    return {
+        "title": _title(run),
+        "info": info,
+        "machine": machine_name(info.environment),
+        "status": ends[-1].status if ends else "not ended: killed, or still going on",
+        "outcomes": Counter(cells["outcome"]).most_common(),
+        "failed": sorted({*cells["outcome"]} - {"OK", "UNSUPPORTED"}),
+        "winners": tables.winners(cells),
+        "figures": [(plot, Markup(plot.svg)) for plot in _plots(cells, run, baseline)],  # noqa: S704 - matplotlib escaped it
+        "coverage": Coverage.of(cells),
+        "reasons": tables.reasons(cells),
+        "accuracy": tables.accuracy(cells),
+        "results": tables.results(cells),
+        "drift": None if drift is None else fmt.share(drift),
+        "ceilings": _ceilings(run),
+        "shares": [event for event in events if isinstance(event, TruthComputed) and (event.checked_share or 0) < 1],
+        "void": int(sum(bool(launch.void) for launch in run.launches())),
+        "notices": [*(event.text for event in events if isinstance(event, Notice)), *run.notices],
+        "contract": timed_region(_full_protocol(protocol), info.device),
+        "protocol": _full_protocol(protocol),
+        "environment": {key: json.dumps(value, ensure_ascii=False) for key, value in _facts(run).items()},
+        "split": [(name, f"{seconds:.1f} s", fmt.share(seconds / ends[-1].wall_s)) for name, seconds in
+                  ends[-1].split_s.items()] if ends and ends[-1].wall_s else [],
+        "sessions": ends,
+    }  # fmt: skip
+
+
+def _title(run: Run) -> str:
+    return f"{run.info.name}: attention on {machine_name(run.info.environment)}, {run.info.created_at[:10]}"
+
+
+def _full_protocol(given: dict[str, Any]) -> dict[str, Any]:
+    """The protocol with its defaults, as it was carried out."""
+    from ..harness.config import Protocol
+
+    return Protocol.model_validate(given).model_dump(mode="json")
+
+
+def _ceilings(run: Run) -> list[tuple[str, str]]:
+    found = frame.ceilings(run)
+    if found is None:
+        return []
+    rows = [(f"matrix product, {dtype}", fmt.flops_per_s(rate)) for dtype, rate in found.gemm_flops_per_s.items()]
+    rows += [(f"theoretical peak, {dtype}", fmt.flops_per_s(rate)) for dtype, rate in found.peak_flops_per_s.items()]
+    rows.append(("memory, read", f"{fmt.size(found.memory_bytes_per_s)}/s"))
+    if found.exp_per_s:
+        rows.append(("exponentials, float32", f"{found.exp_per_s / 1e9:.2f} G/s"))
+    return [*rows, ("empty call", fmt.seconds(found.empty_call_s))]
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    info = run.info
+    environment = {key: value for key, value in info.environment.get("strict", {}).items() if key != "cpu_flags"}
+    torch_facts: dict[str, Any] = {}
+    for event in run.events():
+        if isinstance(event, CeilingsMeasured):
+            torch_facts = {f"torch {key}": value for key, value in event.torch_facts.items()}
+    versions = {f"version of {name}": version for name, version in info.versions.items()}
+    return {**environment, "threads": info.environment.get("threads"), **versions, **torch_facts}
+
+
+def _plots(cells: pd.DataFrame, run: Run, baseline: str | None) -> list[Any]:
+    from . import plots
+
+    return plots.all_plots(cells, frame.ceilings(run), baseline)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["words"] = lambda value: str(value).replace("_", " + ")
+    return environment
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write {folder}: {error.strerror}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    """Write so that a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {error.strerror}") from error
