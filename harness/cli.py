@@ -37,7 +37,9 @@ PluginOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the config: protocol.launches=5.")
 ]
-OnlyOption = Annotated[str | None, typer.Option("--only", metavar="NAME,...", help="Measure only these implementations.")]
+OnlyOption = Annotated[
+    str | None, typer.Option("--only", metavar="NAME,...", help="Measure only these implementations.")
+]
 
 
 @app.command()
@@ -68,9 +70,7 @@ def resume(
 
 
 @app.command()
-def plan(
-    config: ConfigArgument, plugin: PluginOption = None, set_: SetOption = None, only: OnlyOption = None
-) -> None:
+def plan(config: ConfigArgument, plugin: PluginOption = None, set_: SetOption = None, only: OnlyOption = None) -> None:
     """Show what `run` would measure: cells, refusals with their reasons, estimated time and memory. Needs no torch."""
     with _stated_errors():
         failed = load_plugins(plugin or [])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails
+
+from ..impls import near
 
 KeyPath = tuple[str | int, ...]
 
@@ -60,7 +61,7 @@ class Places:
 
 def dotted(path: KeyPath) -> str:
     """`sweeps.0.seq_len`: a key path as messages and `--set` write it."""
-    return ".".join(map(str, path))
+    return ".".join(text if text.isprintable() else shown(text) for text in map(str, path))
 
 
 def shown(value: object) -> str:
@@ -114,8 +115,6 @@ def _words(error: ErrorDetails, keys: Mapping[str, Sequence[str]]) -> str:
 
 
 def _unknown_key(key: str, section: str, keys: Mapping[str, Sequence[str]]) -> str:
-    from ..impls import near
-
     elsewhere = [name for name, known in keys.items() if name and key in known and name != section]
     hint = f"; it belongs under {' or '.join(elsewhere)}" if elsewhere else near(key, keys[section])
     return f"unknown key {shown(key)}; allowed: {', '.join(keys[section])}{hint}"

@@ -96,7 +96,7 @@ class _Composer(yaml.SafeLoader):
         self.depth -= 1
         return node
 
-    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:  # noqa: ARG002 - the signature is PyYAML's
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
         """The tag of a node that has none: an unquoted scalar is told apart from a quoted one."""
         if kind is yaml.ScalarNode:
             return PLAIN if implicit[0] else f"{CORE}str"

@@ -35,7 +35,9 @@ def find_device(asked: str) -> Device:
         return gpus[0] if gpus and torch_has_cuda() else _cpu()
     index = int(asked.partition(":")[2] or 0)
     if not torch_has_cuda():
-        raise DeviceError(f"device {asked} was asked for, but the installed torch is built for the CPU alone; use device: cpu")
+        raise DeviceError(
+            f"device {asked} was asked for, but the installed torch is built for the CPU alone; use device: cpu"
+        )
     if index >= len(gpus):
         seen = ", ".join(f"{gpu} ({gpu.name})" for gpu in gpus) or "no GPU"
         raise DeviceError(f"device {asked} was asked for, but this machine shows {seen}; use device: auto")
@@ -120,7 +122,11 @@ def describe(device: Device) -> dict[str, Any]:
 def machine_name(environment: Mapping[str, Any]) -> str:
     """The machine in a few words: CPU, cores, memory and, where it was used, the GPU."""
     strict = environment.get("strict", {})
-    words = [f"{strict.get('cpu_model')}", f"{strict.get('cores_physical')} cores", f"{strict.get('memory_class_gib')} GiB"]
+    words = [
+        f"{strict.get('cpu_model')}",
+        f"{strict.get('cores_physical')} cores",
+        f"{strict.get('memory_class_gib')} GiB",
+    ]
     gpu = strict.get("gpu")
     return ", ".join(words + ([str(gpu.get("name"))] if isinstance(gpu, Mapping) and "name" in gpu else []))
 
@@ -156,7 +162,10 @@ def _cgroup_cpus() -> float | None:
     """Processors that the control group's quota allows; None without a quota."""
     quota = (_read("/sys/fs/cgroup/cpu.max") or "").split()
     if not quota:
-        quota = [_read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") or "", _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us") or ""]
+        quota = [
+            _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") or "",
+            _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us") or "",
+        ]
     try:
         allowed, period = int(quota[0]), int(quota[1])
     except (ValueError, IndexError):
@@ -176,9 +185,7 @@ def _gpus() -> list[Device]:
     found = _attempt(_gpus_by_nvml) or _attempt(_gpus_by_tool) or []
     if isinstance(found, Mapping):
         return []
-    return [
-        Device("cuda", index, gpu.name, gpu.capability, gpu.memory_bytes, build) for index, gpu in enumerate(found)
-    ]
+    return [Device("cuda", index, gpu.name, gpu.capability, gpu.memory_bytes, build) for index, gpu in enumerate(found)]
 
 
 def _gpus_by_nvml() -> list[_Gpu]:

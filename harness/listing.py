@@ -51,7 +51,9 @@ def print_plan(plan: Plan, config: SweepConfig, device: Device) -> None:
     _print_counted(console, "refused", Counter(refused))
     _print_counted(console, "cannot run", Counter(plan.broken.values()))
     _print_counted(console, "excluded", Counter(f"by {rule}" for _, rule in plan.excluded))
-    _print_some(console, "warning: estimated to need more memory than there is", [each.name for each in plan.beyond_memory])
+    _print_some(
+        console, "warning: estimated to need more memory than there is", [each.name for each in plan.beyond_memory]
+    )
     most = max((each.memory_bytes for each in plan.estimates.values()), default=0)
     console.print(f"estimated time {_minutes(plan.seconds)}, most memory {most / 1e6:.0f} MB", highlight=False)
 

@@ -30,7 +30,8 @@ class Plan:
     """The cells of a run in the configuration's order, each once, and what is known of them beforehand.
 
     `refused` and `broken` map a cell's id to its reasons; these cells are recorded without being measured.
-    `excluded` pairs each cell left out with the entry that did it. `control` may hold cells that `cells` holds too.
+    `excluded` pairs each cell left out with the entry that did it; a combination that has no meaning is no cell and not
+    among them. `control` may hold cells that `cells` holds too.
     """
 
     device: Device

@@ -131,7 +131,7 @@ class LiveProgress:
         words = _event_words(event)
         if not words:
             return
-        if isinstance(event, Notice) or getattr(event, "failure", ""):
+        if isinstance(event, Notice) or (isinstance(event, TruthComputed | CeilingsMeasured) and event.failure):
             self._bar.console.print(escape(words), highlight=False)
         else:
             self._bar.update(self._task, description=escape(words))

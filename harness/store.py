@@ -53,7 +53,9 @@ class Run:
         try:
             text = file.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise StoreError(f"{path} holds no run: there is no {RUN_FILE}; give the folder that `run` printed") from error
+            raise StoreError(
+                f"{path} holds no run: there is no {RUN_FILE}; give the folder that `run` printed"
+            ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise StoreError(_cannot("read", file, error)) from error
         try:

@@ -24,6 +24,7 @@ from .config_errors import shown
 from .fields import Axis, Listed, Pair, flag, mask_word, pair, whole, word
 
 _MODEL = ConfigDict(frozen=True, extra="forbid")
+_SCALARS = get_args(OptionValue)
 _LENGTHS, _HEADS = pair("1/4096"), pair("32/8", shared=True)
 
 
@@ -45,10 +46,9 @@ class ImplementationEntry(BaseModel):
                 f"{shown(given)} is given; allowed: the name of an implementation, or {{name: ..., option: value}}"
             )
         options = {key: value for key, value in given.items() if key != "name"}
-        for key, value in options.items():
-            if not isinstance(value, get_args(OptionValue)):
-                words = f"option {key} is {shown(value)}; allowed: a string, a number, true or false"
-                raise ValueError(words)  # noqa: TRY004 - what pydantic collects
+        wrong = [f"{shown(key)} is {shown(value)}" for key, value in options.items() if not isinstance(value, _SCALARS)]
+        if wrong:
+            raise ValueError(f"option {', '.join(wrong)}; allowed: a string, a number, true or false")
         return {"name": given["name"], "options": options}
 
     @model_validator(mode="after")

@@ -43,7 +43,9 @@ class FlashAttention2(Implementation):
         if not version.startswith("2."):
             reasons += (f"flash-attn {version} is installed: this wrapper is for version 2",)
         elif tuple(map(int, version.split(".")[:2])) < (2, 1):
-            reasons += (f"flash-attn {version} aligns causal top-left: needs at least 2.1 (flash-attention README, 2.1)",)
+            reasons += (
+                f"flash-attn {version} aligns causal top-left: needs at least 2.1 (flash-attention README, 2.1)",
+            )
         if not packages.has_module("flash_attn_2_cuda"):
             reasons += (
                 f"flash-attn {version} is installed without its CUDA kernels (no flash_attn_2_cuda): "

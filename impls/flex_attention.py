@@ -14,9 +14,7 @@ from .limits import Device, Support, one_of
 from .problem import AttentionProblem, Pass
 from .registry import register
 
-_CPU_FORWARD_ONLY = one_of(
-    "forward", source="torch 2.13: FlexAttention does not support backward on CPU"
-)
+_CPU_FORWARD_ONLY = one_of("forward", source="torch 2.13: FlexAttention does not support backward on CPU")
 
 
 @register
@@ -50,7 +48,7 @@ class FlexAttention(Implementation):
         if problem.is_causal and problem.seq_q > 1:
             offset = problem.causal_offset
             block_mask = create_block_mask(
-                lambda batch, head, query, key: key <= query + offset,
+                lambda _batch, _head, query, key: key <= query + offset,
                 B=None, H=None, Q_LEN=problem.seq_q, KV_LEN=problem.seq_kv,
                 device=tensors.query.device.type,
             )  # fmt: skip

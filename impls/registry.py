@@ -61,7 +61,9 @@ def get(name: str, options: Mapping[str, OptionValue] | None = None) -> Implemen
         return cls(**(options or {}))
     if name in _broken:
         raise BrokenImplementationError(f"implementation {name!r} could not be imported: {_broken[name]}")
-    raise UnknownImplementationError(f"unknown implementation {name!r}{near(name, names())}; known: {', '.join(names())}")
+    raise UnknownImplementationError(
+        f"unknown implementation {name!r}{near(name, names())}; known: {', '.join(names())}"
+    )
 
 
 def load_plugin(module: str) -> None:
@@ -97,7 +99,7 @@ def near(word: str, known: Iterable[str]) -> str:
 
 
 def _discover() -> None:
-    global _discovered
+    global _discovered  # noqa: PLW0603 - the registry is the one global
     if _discovered:
         return
     _discovered = True
@@ -109,7 +111,7 @@ def _discover() -> None:
             loaded = entry.load()
             if isinstance(loaded, type) and issubclass(loaded, Implementation):
                 register(loaded)
-        except Exception as error:  # another distribution's import may fail in any way, and must break only itself
+        except Exception as error:  # noqa: BLE001 - another distribution's import may fail in any way, and must break only itself
             _broken[entry.name] = f"entry point {entry.value}: {type(error).__name__}: {error}"
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from . import packages
 from .api import Implementation, Option, Tensors
@@ -43,7 +43,7 @@ class Xformers(Implementation):
     package = "xformers"
     layout = "BSHD"
     traced = False
-    options = {"operator": Option("auto", tuple(_OPERATOR_LIMITS))}
+    options: ClassVar[Mapping[str, Option]] = {"operator": Option("auto", tuple(_OPERATOR_LIMITS))}
     limits = Limits(
         devices=one_of("cuda", source=_DOCSTRING),
         capability=at_least((6, 0), source=_DOCSTRING),
@@ -93,13 +93,11 @@ class Xformers(Implementation):
         return call if group == 1 else grouped_call
 
     def _operator(self, fmha: Any) -> Any:
-        pairs = {
-            "auto": lambda: None,
-            "cutlass": lambda: fmha.MemoryEfficientAttentionCutlassOp,
-            "flash": lambda: fmha.MemoryEfficientAttentionFlashAttentionOp,
-            "triton_splitk": lambda: (fmha.triton_splitk.FwOp, None),
-        }
-        return pairs[str(self.option("operator"))]()
+        names = {"cutlass": "MemoryEfficientAttentionCutlassOp", "flash": "MemoryEfficientAttentionFlashAttentionOp"}
+        operator = str(self.option("operator"))
+        if operator == "auto":
+            return None
+        return (fmha.triton_splitk.FwOp, None) if operator == "triton_splitk" else getattr(fmha, names[operator])
 
     def backend(self, operators: frozenset[str]) -> str | None:
         """The operator that was named; with `auto` the kernel names in the record tell."""

@@ -57,7 +57,9 @@ def ceilings(run: Run) -> Ceilings | None:
 def _summary(launches: list[Launch]) -> dict[str, Any]:
     outcome = min((each.outcome for each in launches), key=_WORST_FIRST.index, default=None)
     guess = estimate(launches)
-    first = next((each for each in launches if each.outcome is outcome and not each.skipped), launches[0] if launches else None)
+    first = next(
+        (each for each in launches if each.outcome is outcome and not each.skipped), launches[0] if launches else None
+    )
     memories = [each.memory for each in launches if each.memory]
     reason = unranked_because(launches)
     return {

@@ -13,14 +13,14 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from ..harness.environment import machine_name
+from ..harness.records import CeilingsMeasured, Notice, SessionEnded, TruthComputed
+from ..harness.store import Run, StoreError
 from . import format as fmt
 from . import frame, tables
 from .contract import timed_region
 from .coverage import Coverage
 from .tidy import load
-from ..harness.environment import machine_name
-from ..harness.records import CeilingsMeasured, Notice, SessionEnded, TruthComputed
-from ..harness.store import Run, StoreError
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

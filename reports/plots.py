@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 
@@ -28,9 +28,20 @@ MOST_COLUMNS, MOST_ROWS = 4, 3
 #: Problems of one heat map.
 MOST_PROBLEMS = 40
 #: Wong 2011, "Points of view: Color blindness", Nature Methods 8, and three more that stay apart from it in grey.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F3C8D", "#8C564B", "#7A7A7A")
+_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#7F3C8D",
+    "#8C564B",
+    "#7A7A7A",
+)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
@@ -64,10 +75,14 @@ class _Quantity:
     words: Callable[[float | None], str]
 
 
-_TIME = _Quantity("time_s", "Time", "Median of launch medians for one call; bars are the intervals. Lower is better.", fmt.seconds)
+_TIME = _Quantity(
+    "time_s", "Time", "Median of launch medians for one call; bars are the intervals. Lower is better.", fmt.seconds
+)
 _RATE = _Quantity("flops_per_s", "Throughput", "Exact floating-point operations over time; the dashed line is the best "
                   "matrix product of this run. Higher is better.", fmt.flops_per_s)  # fmt: skip
-_MEMORY = _Quantity("overhead_bytes", "Memory overhead", "Peak bytes beyond inputs and outputs. Lower is better.", fmt.size)
+_MEMORY = _Quantity(
+    "overhead_bytes", "Memory overhead", "Peak bytes beyond inputs and outputs. Lower is better.", fmt.size
+)
 
 
 def all_plots(cells: pd.DataFrame, ceilings: Ceilings | None, baseline: str | None = None) -> list[Plot]:
@@ -102,7 +117,15 @@ def line_plot(family: pd.DataFrame, quantity: _Quantity, ceilings: Ceilings | No
                 if column == 0:
                     axis.set_ylabel(passes.replace("_", " + "))
                 if part.empty:
-                    axis.text(0.5, 0.5, "not in this sweep", transform=axis.transAxes, ha="center", color="#777777", fontsize=8)
+                    axis.text(
+                        0.5,
+                        0.5,
+                        "not in this sweep",
+                        transform=axis.transAxes,
+                        ha="center",
+                        color="#777777",
+                        fontsize=8,
+                    )
                 if row == len(rows) - 1:
                     axis.set_xlabel("sequence length" if _is_square(family) else "keys")
         _format_axes(axes, family, quantity)
@@ -132,7 +155,7 @@ def _heat_map(speedups: pd.DataFrame, passes: str, baseline: str, left_out: int)
         height = 1.3 + 0.3 * len(speedups)
         figure, axis = plt.subplots(figsize=(4.6 + 0.95 * speedups.shape[1], height))
         logs = np.log2(speedups.astype(float))
-        reach = max(1.0, float(np.nanmax(np.abs(logs.to_numpy()))))
+        reach = max(1.0, float(np.nanmax(np.abs(np.asarray(logs)))))
         text = speedups.map(lambda value: "" if pd.isna(value) else f"{value:.2f}")
         sns.heatmap(
             logs, ax=axis, annot=text, fmt="", cmap="PuOr", center=0, vmin=-reach, vmax=reach, linewidths=1,
@@ -157,7 +180,7 @@ def _families(ranked: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     for key, family in keyed.groupby(["batch", "heads_q", "heads_kv", "head_dim", "conditions", "decode"], sort=False):
         if family["length"].nunique() < 2:
             continue
-        batch, heads_q, heads_kv, head_dim, conditions, decode = key
+        batch, heads_q, heads_kv, head_dim, conditions, decode = cast("tuple[int, int, int, int, str, bool]", key)
         words = f"batch {batch}, heads {fmt.pair(heads_q, heads_kv)}, head dim {head_dim}"
         queries = sorted(family["seq_q"].unique())
         words += f", {fmt.pair(queries[0], queries[-1])} queries" if decode else ""
@@ -179,10 +202,20 @@ def _lines(axis: Any, part: pd.DataFrame, quantity: _Quantity) -> None:
         if line.empty:
             continue
         colour, marker = _look(arm)
-        axis.plot(line["length"], line[quantity.column], color=colour, marker=marker, markersize=5, linewidth=1.5, alpha=0.9)
+        axis.plot(
+            line["length"], line[quantity.column], color=colour, marker=marker, markersize=5, linewidth=1.5, alpha=0.9
+        )
         if quantity is _TIME:
             spread = np.vstack([line["time_s"] - line["low_s"], line["high_s"] - line["time_s"]]).astype(float)
-            axis.errorbar(line["length"], line["time_s"], yerr=spread.clip(min=0), color=colour, fmt="none", capsize=2, linewidth=1)
+            axis.errorbar(
+                line["length"],
+                line["time_s"],
+                yerr=spread.clip(min=0),
+                color=colour,
+                fmt="none",
+                capsize=2,
+                linewidth=1,
+            )
 
 
 def _format_axes(axes: Any, family: pd.DataFrame, quantity: _Quantity) -> None:
@@ -196,7 +229,9 @@ def _format_axes(axes: Any, family: pd.DataFrame, quantity: _Quantity) -> None:
         axis.yaxis.set_minor_formatter(NullFormatter())
         low, high = axis.get_ylim()
         if high / max(low, 1e-300) < 20:
-            axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: quantity.words(value) if _leads(value) else ""))
+            axis.yaxis.set_minor_formatter(
+                FuncFormatter(lambda value, _: quantity.words(value) if _leads(value) else "")
+            )
         axis.tick_params(axis="y", which="both", labelsize=8)
 
 
@@ -220,7 +255,7 @@ def _ordered(arms: Sequence[str] | pd.Series) -> list[str]:
 def _look(arm: str) -> tuple[str, str]:
     """One colour and marker an arm, the same in all figures: by its place among all names, a plugin's by its own letters."""
     known = [name for name in names() if not name.startswith("fake_")]
-    name = arm.split("[")[0]
+    name = arm.split("[", maxsplit=1)[0]
     place = known.index(name) if name in known else sum(name.encode())
     place += 3 if "[" in arm else 0
     return _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]

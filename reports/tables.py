@@ -28,7 +28,17 @@ def winners(cells: pd.DataFrame) -> pd.DataFrame:
         row |= {"winner": best["arm"], "time": fmt.seconds(best["time_s"]), "interval": _interval(best),
                 "throughput": fmt.flops_per_s(best["flops_per_s"]), "against the next": _margin(ranked)}  # fmt: skip
         rows.append(row)
-    columns = ["problem", "pass", "conditions", "winner", "time", "interval", "throughput", "against the next", "ranked"]
+    columns = [
+        "problem",
+        "pass",
+        "conditions",
+        "winner",
+        "time",
+        "interval",
+        "throughput",
+        "against the next",
+        "ranked",
+    ]
     table = pd.DataFrame(rows, columns=columns).fillna("")
     return table if table["conditions"].any() else table.drop(columns="conditions")
 
@@ -57,7 +67,9 @@ def results(cells: pd.DataFrame) -> pd.DataFrame:
 def reasons(cells: pd.DataFrame) -> pd.DataFrame:
     """Why cells did not run or are not ranked: one row for an arm, an outcome and a reason, with the count of cells."""
     failed = cells[cells["outcome"] != "OK"]
-    grouped = failed.groupby(["arm", "outcome", "detail"], sort=False).agg(cells=("cell", "size"), example=("name", "first"))
+    grouped = failed.groupby(["arm", "outcome", "detail"], sort=False).agg(
+        cells=("cell", "size"), example=("name", "first")
+    )
     return grouped.reset_index()
 
 

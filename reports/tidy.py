@@ -61,25 +61,29 @@ def row(cell: Cell, launch: Launch) -> dict[str, Any]:
         for name in ("out", "dq", "dk", "dv")
         for kind in ("max_error", "max_bound", "rms_error", "rms_bound")
     }
-    return cell_facts(cell) | {
-        "round": launch.round,
-        "attempt": launch.attempt,
-        "server": launch.server,
-        "outcome": str(launch.outcome),
-        "detail": launch.detail,
-        "skipped": launch.skipped,
-        "void": launch.void,
-        "time_s": time_s,
-        "flops_per_s": cell.problem.flops(cell.passes) / time_s if time_s else None,
-        "bytes_per_s": cell.problem.forward_bytes() / time_s if time_s and cell.passes == "forward" else None,
-        "overhead_bytes": memory.overhead_bytes if memory else None,
-        "saved_bytes": memory.saved_bytes if memory else None,
-        "prepare_s": launch.phases.prepare_s,
-        "first_call_s": launch.phases.first_call_s,
-        "checked_share": launch.checked_share,
-        "backend": launch.backend,
-        "started_at": launch.started_at,
-    } | errors
+    return (
+        cell_facts(cell)
+        | {
+            "round": launch.round,
+            "attempt": launch.attempt,
+            "server": launch.server,
+            "outcome": str(launch.outcome),
+            "detail": launch.detail,
+            "skipped": launch.skipped,
+            "void": launch.void,
+            "time_s": time_s,
+            "flops_per_s": cell.problem.flops(cell.passes) / time_s if time_s else None,
+            "bytes_per_s": cell.problem.forward_bytes() / time_s if time_s and cell.passes == "forward" else None,
+            "overhead_bytes": memory.overhead_bytes if memory else None,
+            "saved_bytes": memory.saved_bytes if memory else None,
+            "prepare_s": launch.phases.prepare_s,
+            "first_call_s": launch.phases.first_call_s,
+            "checked_share": launch.checked_share,
+            "backend": launch.backend,
+            "started_at": launch.started_at,
+        }
+        | errors
+    )
 
 
 def _columns() -> list[str]:

@@ -41,7 +41,11 @@ def test_arrows_go_one_way(path: Path) -> None:
         if not name.startswith("attnbench."):
             continue
         target = name.split(".")[1]
-        shows = path in (ROOT / "harness" / "cli.py", ROOT / "harness" / "listing.py") and target == "reports" and not at_top
+        shows = (
+            path in (ROOT / "harness" / "cli.py", ROOT / "harness" / "listing.py")
+            and target == "reports"
+            and not at_top
+        )
         assert target in ALLOWED[part] or shows, f"{path.name} imports {name}"
 
 
@@ -71,7 +75,9 @@ def test_implementations_do_not_know_each_other(path: Path) -> None:
             assert name.split(".")[2] in contract, f"{path.name} imports {name}"
 
 
-@pytest.mark.parametrize("module", ["attnbench.impls", "attnbench.harness.cli", "attnbench.harness.run.runs", "attnbench.reports"])
+@pytest.mark.parametrize(
+    "module", ["attnbench.impls", "attnbench.harness.cli", "attnbench.harness.run.runs", "attnbench.reports"]
+)
 def test_imports_no_torch(module: str) -> None:
     """Every package starts without torch, pandas and scipy."""
     code = f"import sys, {module}; print([m for m in ('torch', 'pandas', 'scipy', 'seaborn') if m in sys.modules])"

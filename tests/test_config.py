@@ -118,21 +118,27 @@ def test_windows_lines_and_unicode(file: Path) -> None:
         (
             "name: small",
             "name: small\ndevise: cpu",
-            "sweep.yaml:2: devise: unknown key 'devise'; allowed: name, device, implementations, sweeps, exclude, "
-            "protocol; did you mean 'device'?",
+            (
+                "sweep.yaml:2: devise: unknown key 'devise'; allowed: name, device, implementations, sweeps, exclude, "
+                "protocol; did you mean 'device'?"
+            ),
         ),
         (
             "name: small",
             "name: small\nlaunches: 3",
-            "sweep.yaml:2: launches: unknown key 'launches'; allowed: name, device, implementations, sweeps, exclude, "
-            "protocol; it belongs under protocol",
+            (
+                "sweep.yaml:2: launches: unknown key 'launches'; allowed: name, device, implementations, sweeps, exclude, "
+                "protocol; it belongs under protocol"
+            ),
         ),
         ("name: small\n", "", "sweep.yaml:1: name: this key must be given"),
         (
             "name: small",
             "name: a/b",
-            "sweep.yaml:1: name: 'a/b' is given; "
-            "allowed: letters, digits, '.', '_' and '-', at most 64, since it names a folder",
+            (
+                "sweep.yaml:1: name: 'a/b' is given; "
+                "allowed: letters, digits, '.', '_' and '-', at most 64, since it names a folder"
+            ),
         ),
         (
             "name: small",
@@ -142,20 +148,26 @@ def test_windows_lines_and_unicode(file: Path) -> None:
         (
             "heads: 4",
             "heads: four",
-            "sweep.yaml:3: sweeps.heads: 'four' is given; "
-            "allowed: a whole number from 1, or a pair query/kv such as 32/8, query a multiple of kv",
+            (
+                "sweep.yaml:3: sweeps.heads: 'four' is given; "
+                "allowed: a whole number from 1, or a pair query/kv such as 32/8, query a multiple of kv"
+            ),
         ),
         (
             "heads: 4",
             "heads: [4, 32/5]",
-            "sweep.yaml:3: sweeps.heads.1: '32/5' is given; "
-            "allowed: a whole number from 1, or a pair query/kv such as 32/8, query a multiple of kv",
+            (
+                "sweep.yaml:3: sweeps.heads.1: '32/5' is given; "
+                "allowed: a whole number from 1, or a pair query/kv such as 32/8, query a multiple of kv"
+            ),
         ),
         (
             "seq_len: 256",
             "seq_len: [256, 1/x]",
-            "sweep.yaml:3: sweeps.seq_len.1: '1/x' is given; "
-            "allowed: a whole number from 1, or a pair query/kv such as 1/4096",
+            (
+                "sweep.yaml:3: sweeps.seq_len.1: '1/x' is given; "
+                "allowed: a whole number from 1, or a pair query/kv such as 1/4096"
+            ),
         ),
         ("heads: 4", "heads: []", "sweep.yaml:3: sweeps.heads: an empty list; allowed: at least one entry"),
         (
@@ -166,8 +178,10 @@ def test_windows_lines_and_unicode(file: Path) -> None:
         (
             "head_dim: 64",
             "head_dim: 64, dtype: float23",
-            "sweep.yaml:3: sweeps.dtype: 'float23' is given; "
-            "allowed: float32, bfloat16, float16; did you mean 'float32'?",
+            (
+                "sweep.yaml:3: sweeps.dtype: 'float23' is given; "
+                "allowed: float32, bfloat16, float16; did you mean 'float32'?"
+            ),
         ),
         (
             "head_dim: 64",
@@ -203,13 +217,15 @@ def test_windows_lines_and_unicode(file: Path) -> None:
         (
             "naive",
             "{name: xformers, operator: [a]}",
-            'sweep.yaml:2: implementations: option operator is ["a"]; allowed: a string, a number, true or false',
+            "sweep.yaml:2: implementations: option 'operator' is [\"a\"]; allowed: a string, a number, true or false",
         ),
         (
             "naive",
             "[naive, 5]",
-            "sweep.yaml:2: implementations.1: 5 is given; "
-            "allowed: the name of an implementation, or {name: ..., option: value}",
+            (
+                "sweep.yaml:2: implementations.1: 5 is given; "
+                "allowed: the name of an implementation, or {name: ..., option: value}"
+            ),
         ),
         (
             "implementations: naive\n",
@@ -224,8 +240,10 @@ def test_windows_lines_and_unicode(file: Path) -> None:
         (
             "implementations: naive\n",
             "implementations: naive\nexclude: {head_dim: '=>64'}\n",
-            "sweep.yaml:3: exclude.head_dim: '=>64' is given; "
-            "allowed: a whole number from 1 to 2147483647, or a comparison such as '>4096'",
+            (
+                "sweep.yaml:3: exclude.head_dim: '=>64' is given; "
+                "allowed: a whole number from 1 to 2147483647, or a comparison such as '>4096'"
+            ),
         ),
         (
             "implementations: naive\n",
@@ -245,14 +263,18 @@ def test_windows_lines_and_unicode(file: Path) -> None:
         (
             "implementations: naive\n",
             "implementations: naive\nprotocol: {threads: al}\n",
-            "sweep.yaml:3: protocol.threads: 'al' is given; "
-            "allowed: all, or a whole number from 1 to 4096; did you mean 'all'?",
+            (
+                "sweep.yaml:3: protocol.threads: 'al' is given; "
+                "allowed: all, or a whole number from 1 to 4096; did you mean 'all'?"
+            ),
         ),
         (
             "implementations: naive\n",
             "implementations: naive\nprotocol: fast\n",
-            "sweep.yaml:3: protocol: 'fast' is no mapping; allowed: a mapping with the keys launches, min_time_s, "
-            "max_time_s, precision, timeout_s, seed, threads, allocator, float32, measure",
+            (
+                "sweep.yaml:3: protocol: 'fast' is no mapping; allowed: a mapping with the keys launches, min_time_s, "
+                "max_time_s, precision, timeout_s, seed, threads, allocator, float32, measure"
+            ),
         ),
         (
             "implementations: naive\n",
@@ -289,6 +311,12 @@ def test_many_mistakes_are_counted(file: Path) -> None:
     lines = refusal(file, SMALL.replace("seq_len: 256", f"seq_len: [{', '.join('x' * 50)}]")).splitlines()
     assert len(lines) == 21
     assert lines[-1] == "... and 30 more"
+
+
+def test_control_characters(file: Path) -> None:
+    """A key cannot break the lines of a message or reach the terminal."""
+    found = refusal(file, SMALL + 'protocol: {"a\\r\\e[31m": 1}\n')
+    assert found.startswith(r"sweep.yaml:4: protocol.'a\r\x1b[31m': unknown key 'a\r\x1b[31m'; allowed: launches")
 
 
 def test_no_jargon(file: Path) -> None:
@@ -338,8 +366,10 @@ def test_settings(file: Path) -> None:
         ),
         (
             "protocol.launchs=3",
-            "--set protocol.launchs=3: protocol.launchs: unknown key 'launchs'; allowed: launches, min_time_s, "
-            "max_time_s, precision, timeout_s, seed, threads, allocator, float32, measure; did you mean 'launches'?",
+            (
+                "--set protocol.launchs=3: protocol.launchs: unknown key 'launchs'; allowed: launches, min_time_s, "
+                "max_time_s, precision, timeout_s, seed, threads, allocator, float32, measure; did you mean 'launches'?"
+            ),
         ),
         (
             "launches",
@@ -357,10 +387,15 @@ def test_settings(file: Path) -> None:
         ("name.x=1", "--set name.x=1: name is 'quick' and has no 'x'; set name itself"),
         (
             "device=[",
-            "--set device=[: not valid YAML: while parsing a flow node, expected the node content, "
-            "but found '<stream end>'; check indentation, brackets and quotes",
+            (
+                "--set device=[: not valid YAML: while parsing a flow node, expected the node content, "
+                "but found '<stream end>'; check indentation, brackets and quotes"
+            ),
         ),
-        ("device=!!binary x", "--set device=!!binary x: the tag '!!binary' is not supported; allowed: values without a tag"),
+        (
+            "device=!!binary x",
+            "--set device=!!binary x: the tag '!!binary' is not supported; allowed: values without a tag",
+        ),
     ],
 )
 def test_setting_messages(file: Path, setting: str, message: str) -> None:
@@ -369,7 +404,7 @@ def test_setting_messages(file: Path, setting: str, message: str) -> None:
 
 
 def test_only(file: Path) -> None:
-    """`--only` sets the implementations everywhere, keeps configured options, and takes names the file does not have."""
+    """`--only` sets the implementations everywhere, keeps configured options, and takes names that are new."""
     text = EXAMPLE.replace("pass: forward}", "pass: forward, implementations: [chunked]}")
     config = load(file, text, only=("chunked", "xformers")).config
     assert [entry.name for entry in config.implementations] == ["chunked", "xformers"]

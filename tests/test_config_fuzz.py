@@ -26,9 +26,9 @@ VALID = [
 CPU = Device("cpu")
 #: What a mutation puts in: the signs of YAML, and values at the edge of what is allowed.
 SNIPPETS = [
-    "[", "]", "{", "}", ":", ": ", "- ", "\n", "\n\t", "\n  ", "'", '"', "#", "&a ", "*a", "!!int ", "!!python/name:os ",
-    "|", ">", "%YAML 9", "---", "...", "<<: ", "?", "~", "\0", "\ufeff", "\x85", "\u2028", "\ud7ff", "1e999", ".inf",
-    "-1", "0", "99999999999", "1/0", "8/3", "9/1", "true", "x" * 80, "\\ud800", "=", "@", "`", "!", "☃",
+    "[", "]", "{", "}", ":", ": ", "- ", "\n", "\n\t", "\n  ", "'", '"', "#", "&a ", "*a", "!!int ",
+    "!!python/name:os ", "|", ">", "%YAML 9", "---", "...", "<<: ", "?", "~", "\0", "\ufeff", "\x85", "\u2028", "\ud7ff",
+    "1e999", ".inf", "-1", "0", "99999999999", "1/0", "8/3", "9/1", "true", "x" * 80, "\\ud800", "=", "@", "`", "!", "☃",
 ]  # fmt: skip
 fuzzed = settings(
     max_examples=250, derandomize=True, deadline=None, database=None,
@@ -41,12 +41,15 @@ scalars = (
     | st.integers()
     | st.floats()
     | st.text(max_size=8)
-    | st.sampled_from(["naive", "sdpa", "32/8", "1/4096", ">4096", "float32", "causal", "forward", "all", "cpu", "time"])
+    | st.sampled_from(
+        ["naive", "sdpa", "32/8", "1/4096", ">4096", "float32", "causal", "forward", "all", "cpu", "time"]
+    )
 )
 keys = st.text(max_size=6) | st.sampled_from(
     [
         "name", "device", "implementations", "sweeps", "exclude", "protocol", "batch", "heads", "seq_len", "head_dim",
-        "dtype", "mask", "pass", "total_tokens", "hidden", "implementation", "launches", "threads", "measure", "options",
+        "dtype", "mask", "pass", "total_tokens", "hidden", "implementation", "launches", "threads", "measure",
+        "options",
     ]
 )  # fmt: skip
 nested = st.recursive(

@@ -120,8 +120,10 @@ def test_byte_order_mark() -> None:
         ),
         (
             "a: [1\n",
-            "sweep.yaml:2: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'; "
-            "check indentation, brackets and quotes",
+            (
+                "sweep.yaml:2: not valid YAML: while parsing a flow sequence, "
+                "expected ',' or ']', but got '<stream end>'; check indentation, brackets and quotes"
+            ),
         ),
         ("a: 1\x00\n", "sweep.yaml:1: YAML does not allow the character '\\x00'; remove it"),
         (b"a: 1\nb: \xff\n", "sweep.yaml:2: not UTF-8 text; save the file as UTF-8"),

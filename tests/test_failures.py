@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from attnbench.harness.records import Launch, Notice, Outcome
 from attnbench.harness.store import Run
 
@@ -40,18 +41,28 @@ ENDINGS = {
 
 
 @pytest.fixture(scope="module")
-def launches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Launch]]:
+def launches(tmp_path_factory: pytest.TempPathFactory) -> list[Launch]:
     """One run of all fakes beside an honest implementation."""
     folder = tmp_path_factory.mktemp("fakes")
     names = [name for name in ENDINGS if name != "sdpa"] + ["fake_wrong_gradient"]
     (folder / "fakes.yaml").write_text(CONFIG.format(names=", ".join(names)))
-    command = ["attnbench", "run", "fakes.yaml", "--out", "runs", "--plugin", str(Path(__file__).parent / "plugins/fakes.py")]
-    done = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True, timeout=300, check=False)
+    command = [
+        "attnbench",
+        "run",
+        "fakes.yaml",
+        "--out",
+        "runs",
+        "--plugin",
+        str(Path(__file__).parent / "plugins/fakes.py"),
+    ]
+    done = subprocess.run(
+        command, cwd=folder, env=_environment(), capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 13, done.stderr
     run = Run.open(folder / done.stdout.splitlines()[-1])
     page = (run.path / "report.html").read_text()
     assert "fake_wrong" in page
-    yield run.launches()
+    return run.launches()
 
 
 def _environment() -> dict[str, str]:
@@ -64,7 +75,9 @@ def _environment() -> dict[str, str]:
 def test_ends_as_its_outcome(name: str, launches: list[Launch]) -> None:
     """Each fake ends as what it is, with a detail that says so."""
     outcome, words = ENDINGS[name]
-    first = [each for each in launches if each.implementation == name and each.round == 0 and each.name.endswith("/forward")]
+    first = [
+        each for each in launches if each.implementation == name and each.round == 0 and each.name.endswith("/forward")
+    ]
     assert first
     assert all(each.outcome is outcome for each in first)
     assert all(words in each.detail for each in first)
@@ -102,7 +115,9 @@ def test_every_pair_is_recorded_once(launches: list[Launch]) -> None:
 
 def test_plugin_that_does_not_import(attnbench: Command, tmp_path: Path) -> None:
     """Its cells end as ERROR with the reason, other cells are measured, and the exit code says that cells failed."""
-    (tmp_path / "c.yaml").write_text(CONFIG.format(names="from_the_broken_plugin").replace("launches: 2", "launches: 1"))
+    (tmp_path / "c.yaml").write_text(
+        CONFIG.format(names="from_the_broken_plugin").replace("launches: 2", "launches: 1")
+    )
     broken = Path(__file__).parent / "plugins" / "broken.py"
     done = attnbench("run", "c.yaml", "--out", "runs", "--plugin", broken)
     assert done.returncode == 13
@@ -120,7 +135,9 @@ def test_killed_by_the_kernel_for_memory(attnbench: Command, tmp_path: Path, fak
     if group is None:
         pytest.skip("no control group with a memory limit can be made here")
     try:
-        (tmp_path / "c.yaml").write_text(CONFIG.format(names="fake_killed_for_memory").replace("launches: 2", "launches: 1"))
+        (tmp_path / "c.yaml").write_text(
+            CONFIG.format(names="fake_killed_for_memory").replace("launches: 2", "launches: 1")
+        )
         done = attnbench("run", "c.yaml", "--out", "runs", "--plugin", fakes, ATTNBENCH_TEST_CGROUP=str(group))
         run = Run.open(tmp_path / done.stdout.splitlines()[-1])
         ended = [each for each in run.launches() if each.implementation == "fake_killed_for_memory"]
@@ -132,7 +149,10 @@ def test_killed_by_the_kernel_for_memory(attnbench: Command, tmp_path: Path, fak
 
 def _memory_group() -> Path | None:
     """A control group that allows 64 MiB, of version 1 or 2, where one can be made."""
-    for base, limit in ((Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"), (Path("/sys/fs/cgroup"), "memory.max")):
+    for base, limit in (
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+        (Path("/sys/fs/cgroup"), "memory.max"),
+    ):
         group = base / f"attnbench-test-{os.getpid()}"
         try:
             group.mkdir()

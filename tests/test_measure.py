@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from attnbench.harness.cell import Cell
 from attnbench.harness.measure.inputs import draw, problem_seed
 from attnbench.harness.measure.oracle import Selection, Truth, find_truth
@@ -65,7 +66,9 @@ def test_memory_of_chunked_is_linear(server: ForkServer, tmp_path: Path) -> None
     cell = Cell(implementation="chunked", problem=problem, passes="forward")
     memory = measure(server, cell, tmp_path, measure_time=False).memory
     assert memory is not None
-    print(f"chunked overhead at 16,384 tokens: {memory.overhead_bytes} bytes, {16384**2 * 4 / memory.overhead_bytes:.0f} x below S^2 x 4")
+    print(
+        f"chunked at 16,384 tokens: {memory.overhead_bytes} bytes, {16384**2 * 4 / memory.overhead_bytes:.0f} x below S^2 x 4"
+    )
     assert memory.overhead_bytes * 20 <= 16384**2 * 4
 
 
@@ -73,7 +76,9 @@ def test_memory_of_naive_is_its_matrices(server: ForkServer, tmp_path: Path) -> 
     """Naive attention's overhead is two to four score matrices, and more when saved for backward."""
     problem = AttentionProblem(heads_q=8, heads_kv=8, seq_q=512, seq_kv=512, head_dim=64)
     forward = measure(server, Cell(implementation="naive", problem=problem, passes="forward"), tmp_path).memory
-    training = measure(server, Cell(implementation="naive", problem=problem, passes="forward_backward"), tmp_path).memory
+    training = measure(
+        server, Cell(implementation="naive", problem=problem, passes="forward_backward"), tmp_path
+    ).memory
     assert forward is not None
     assert training is not None
     matrix = problem.score_bytes()
@@ -112,7 +117,9 @@ def test_sampling_stops_when_precise() -> None:
 def test_sampling_ends_with_its_budget() -> None:
     """Samples that never agree end with the budget, and all are kept."""
     generator = random.Random(0)
-    samples = sample(_Nothing(), _Scripted([generator.uniform(0.001, 1) for _ in range(100_000)]), Budget(0.0, 0.05, 0.01))
+    samples = sample(
+        _Nothing(), _Scripted([generator.uniform(0.001, 1) for _ in range(100_000)]), Budget(0.0, 0.05, 0.01)
+    )
     assert samples.stop == "budget"
     assert len(samples.times_s) > 6
 
@@ -160,7 +167,9 @@ def test_rows_of_a_large_problem() -> None:
     (batch, head), *_ = selection.groups
     index = full.selection.groups.index((batch, head))
     torch.testing.assert_close(part.references["dk"].value[0], full.references["dk"].value[index])
-    torch.testing.assert_close(part.references["out"].value[0], full.references["out"].value[index][:, list(selection.rows)])
+    torch.testing.assert_close(
+        part.references["out"].value[0], full.references["out"].value[index][:, list(selection.rows)]
+    )
 
 
 def test_truth_survives_its_file(tmp_path: Path) -> None:
@@ -176,7 +185,11 @@ def test_truth_survives_its_file(tmp_path: Path) -> None:
 
 def test_inputs_depend_on_the_problem_alone() -> None:
     """Equal problems and seeds draw equal tensors, other seeds others; never zeros."""
-    first, again, other = draw(SMALL, problem_seed(SMALL, 0)), draw(SMALL, problem_seed(SMALL, 0)), draw(SMALL, problem_seed(SMALL, 1))
+    first, again, other = (
+        draw(SMALL, problem_seed(SMALL, 0)),
+        draw(SMALL, problem_seed(SMALL, 0)),
+        draw(SMALL, problem_seed(SMALL, 1)),
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first.query, other.query)
     assert 0.9 < first.query.std() < 1.1

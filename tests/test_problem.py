@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from attnbench.impls import AttentionProblem
 from pydantic import ValidationError
+
+from attnbench.impls import AttentionProblem
 
 SIZES = (1, 2, 5, 8)
 
@@ -76,5 +77,7 @@ def test_refuses_what_has_no_meaning(change: dict[str, object], words: str) -> N
 
 def test_name_says_what_differs() -> None:
     """Pairs are written query/kv only where the two differ."""
-    problem = AttentionProblem(heads_q=8, heads_kv=2, seq_q=1024, seq_kv=1024, head_dim=64, dtype="bfloat16", mask="causal")
+    problem = AttentionProblem(
+        heads_q=8, heads_kv=2, seq_q=1024, seq_kv=1024, head_dim=64, dtype="bfloat16", mask="causal"
+    )
     assert str(problem) == "b1-h8/2-s1024-d64-bfloat16-causal"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from attnbench.harness.records import SessionEnded
 from attnbench.harness.run.history import MOST_REPEATS
 from attnbench.harness.store import LAUNCH_FILE, RUN_FILE, Run
@@ -33,7 +34,12 @@ def start(folder: Path, fakes: Path) -> subprocess.Popen[str]:
     (folder / "c.yaml").write_text(CONFIG)
     command = [Path(sys.executable).parent / "attnbench", "run", "c.yaml", "--out", "runs", "--plugin", fakes]
     return subprocess.Popen(
-        list(map(str, command)), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        list(map(str, command)),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -196,7 +202,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of a few pages, where one can be mounted."""
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("this user cannot mount a small file system")
     yield place

@@ -76,8 +76,8 @@ def _queue() -> dict[str, float] | None:
     """Seconds that each thread has waited in the run queue; None where the kernel does not tell."""
     waits = {}
     try:
-        for thread in os.listdir("/proc/self/task"):
-            waits[thread] = int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1]) * 1e-9
+        for thread in Path("/proc/self/task").iterdir():
+            waits[thread.name] = int((thread / "schedstat").read_text().split()[1]) * 1e-9
     except (OSError, IndexError, ValueError):
         return None
     return waits

@@ -36,7 +36,9 @@ class CudaClock:
         self._flush: Any = None
         if cold:
             size = 2 * int(cuda.get_device_properties(cuda.current_device()).L2_cache_size)
-            self._flush = torch.empty(size, dtype=torch.int8, device="cuda") if cuda is torch.cuda else cuda.buffer(size)
+            self._flush = (
+                torch.empty(size, dtype=torch.int8, device="cuda") if cuda is torch.cuda else cuda.buffer(size)
+            )
 
     def time(self, region: Region, repeats: int) -> Span:
         """Device seconds between the events, and host seconds with synchronisation."""

@@ -135,9 +135,7 @@ def find_truth(problem: AttentionProblem, inputs: Inputs, selection: Selection, 
     return Truth(selection, references)
 
 
-def bounds(
-    name: str, value: Tensor, yard: Tensor, absolute: Tensor, spread: Tensor, dtype: torch.dtype
-) -> Reference:
+def bounds(name: str, value: Tensor, yard: Tensor, absolute: Tensor, spread: Tensor, dtype: torch.dtype) -> Reference:
     """The rule of correctness for one tensor.
 
     (a) max|x - ref| <= factor max|yard - ref| + max(2 max|(ref + 0.3 - 0.3) - ref|, eps(dtype) max|ref|)
@@ -198,7 +196,8 @@ class _Part:
         """True where a row of the block does not see a key, `[r, Skv]`; from the mask's own definition."""
         keys = torch.arange(self.problem.seq_kv)
         seen = [
-            self.problem.mask.visible_keys(int(row), self.problem.seq_q, self.problem.seq_kv) for row in self.rows[block]
+            self.problem.mask.visible_keys(int(row), self.problem.seq_q, self.problem.seq_kv)
+            for row in self.rows[block]
         ]
         first = torch.tensor([each.start for each in seen]).unsqueeze(-1)
         stop = torch.tensor([each.stop for each in seen]).unsqueeze(-1)
@@ -256,7 +255,7 @@ def _sums(part: _Part, exact: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
     whose terms may cancel, so it counts with at least the root of its terms' squares.
     """
     query, key, value = part.query.double(), part.key.double(), part.value.double()
-    absolute = {name: exact[name] for name in ("out", "dv") if name in exact}
+    absolute: dict[str, Tensor] = {name: exact[name] for name in ("out", "dv") if name in exact}
     out: list[Tensor] = []
     dq: list[tuple[Tensor, Tensor]] = []
     dk, dk_squares, dv_squares = torch.zeros_like(key), torch.zeros_like(key), torch.zeros_like(value)

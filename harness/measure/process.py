@@ -1,7 +1,8 @@
-"""What a worker fixes about its own process before it measures: the allocator, threads, precision, and limits that protect the host."""
+"""What a worker fixes about its own process before it measures: allocator, threads, precision, and the host's protection."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -69,10 +70,8 @@ def protect_host(*, limit_memory: bool) -> None:
 
     CUDA reserves address space beyond all memory, so that no limit can be set there.
     """
-    try:
+    with contextlib.suppress(OSError):  # a platform without it has no such killer
         Path("/proc/self/oom_score_adj").write_text("1000")
-    except OSError:
-        pass
     if not limit_memory or not sys.platform.startswith("linux"):
         return
     import resource

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 class _OperatorRecorder(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operators: set[str] = set()
 
     @classmethod

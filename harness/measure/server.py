@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-import torch  # noqa: F401 - imported once here, so that no worker has to
-import torch.fx.experimental.symbolic_shapes  # torch imports it, and sympy, in the first backward pass: 0.4 to 1 s
 from pydantic import TypeAdapter
 
 from . import worker
@@ -90,7 +88,7 @@ class _Worker:
     result_pipe: int
     output_pipe: int
     begin: float = field(default_factory=time.perf_counter)
-    memory_kills: int = field(default_factory=lambda: _memory_kills())
+    memory_kills: int = 0
     result: bytes = b""
     output: bytes = b""
 

@@ -10,7 +10,6 @@ from ...impls import AttentionProblem
 from ..cell import Cell, Conditions
 from ..records import Ceilings
 
-
 #: The first line of a server: torch is imported, requests may come.
 READY = '{"ready":true}'
 

@@ -78,7 +78,8 @@ class _Draft:
     def measurement(self) -> Measurement:
         phases = Phases.model_validate(self.phases)
         return Measurement.model_validate(
-            {"outcome": self.outcome, "detail": self.detail, "phases": phases, "threads": self.task.threads} | self.fields
+            {"outcome": self.outcome, "detail": self.detail, "phases": phases, "threads": self.task.threads}
+            | self.fields
         )
 
     def measure(self) -> None:

@@ -27,7 +27,7 @@ class ForkServer:
         begin = time.perf_counter()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
         # -P: the current folder must not stand in for installed modules. A session of its own: Ctrl-C reaches only us.
-        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "attnbench.harness.measure.server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

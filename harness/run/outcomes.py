@@ -16,7 +16,9 @@ def measurement_of(reply: Reply, deadline_s: float) -> Measurement:
         try:
             return Measurement.model_validate_json(reply.result)
         except ValidationError as error:
-            return Measurement(outcome=Outcome.ERROR, detail=f"the worker's report cannot be read: {error.errors()[0]['msg']}")
+            return Measurement(
+                outcome=Outcome.ERROR, detail=f"the worker's report cannot be read: {error.errors()[0]['msg']}"
+            )
     outcome, detail = _end(reply, deadline_s)
     return Measurement(outcome=outcome, detail=detail + last_words(reply))
 
@@ -34,7 +36,10 @@ def last_words(reply: Reply) -> str:
 
 def _end(reply: Reply, deadline_s: float) -> tuple[Outcome, str]:
     if reply.timed_out:
-        return Outcome.TIMED_OUT, f"killed after its deadline of {deadline_s:.0f} s (protocol.timeout_s and the cell's own estimate)"
+        return (
+            Outcome.TIMED_OUT,
+            f"killed after its deadline of {deadline_s:.0f} s (protocol.timeout_s and the cell's own estimate)",
+        )
     if reply.killed_for_memory:
         return Outcome.OUT_OF_MEMORY, "the kernel killed the worker for memory"
     if reply.signal is not None:

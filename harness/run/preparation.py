@@ -42,7 +42,8 @@ class Preparation:
         self, dtypes: Collection[str], conditions: Conditions, peaks: dict[str, float], cache_bytes: int | None
     ) -> None:
         """Measure the machine, unless that was done. float32 is always among the dtypes: some CPUs have no fast
-        16-bit product to compare with."""
+        16-bit product to compare with.
+        """
         if self.ceilings is not None:
             return
         task = CeilingsTask(
@@ -53,7 +54,11 @@ class Preparation:
         if probe is not None:
             self.ceilings = probe.ceilings.model_copy(update={"peak_flops_per_s": peaks})
         event = CeilingsMeasured(
-            at=now(), ceilings=self.ceilings, torch_facts=probe.torch_facts if probe else {}, seconds=seconds, failure=failure
+            at=now(),
+            ceilings=self.ceilings,
+            torch_facts=probe.torch_facts if probe else {},
+            seconds=seconds,
+            failure=failure,
         )
         self.journal.event(event, "ceilings", seconds)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...impls import Device
 from .. import environment
 from ..config import LoadedConfig, SweepConfig, load_stored
 from ..peaks import peak_flops_per_s
@@ -76,7 +77,9 @@ def reopen(run: Run, plugins: Sequence[str], failed_plugins: Mapping[str, str]) 
     missing = [plugin for plugin in run.info.plugins if plugin not in plugins]
     if missing:
         again = " ".join(f"--plugin {plugin}" for plugin in run.info.plugins)
-        raise ResumeError(f"this run used plugins, and none is imported because a file says so; name them again: {again}")
+        raise ResumeError(
+            f"this run used plugins, and none is imported because a file says so; name them again: {again}"
+        )
     config = load_stored(run.info.config, tolerate_unknown=bool(failed_plugins))
     device = environment.find_device(run.info.device)
     plan = explained(make_plan(config, device), failed_plugins)
@@ -98,7 +101,7 @@ def explained(plan: Plan, failed_plugins: Mapping[str, str]) -> Plan:
     return replace(plan, broken={cell: f"{reason}; {words}" for cell, reason in plan.broken.items()})
 
 
-def _machine(config: SweepConfig, facts: Mapping[str, object], device: environment.Device) -> Machine:
+def _machine(config: SweepConfig, facts: Mapping[str, object], device: Device) -> Machine:
     protocol = config.protocol
     threads = environment.usable_threads() if protocol.threads == "all" else protocol.threads
     strict = facts["strict"]
@@ -108,7 +111,7 @@ def _machine(config: SweepConfig, facts: Mapping[str, object], device: environme
 
 
 def _new_id(root: Path, name: str) -> str:
-    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
     safe = "".join(char if char.isalnum() or char in "-_" else "-" for char in name)[:60]
     base = f"{stamp}-{safe}"
     number, candidate = 1, base

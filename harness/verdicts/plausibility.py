@@ -40,4 +40,8 @@ def _too_many_bytes(cell: Cell, time_s: float, ceilings: Ceilings) -> str:
     if cell.passes != "forward" or cache is None or moved <= 2 * cache:
         return ""
     rate, limit = moved / time_s, MARGIN * ceilings.memory_bytes_per_s
-    return f"{rate / 1e9:.4g} GB/s is more than {MARGIN:g} times the measured bandwidth ({limit / 1e9:.4g})" if rate > limit else ""
+    return (
+        f"{rate / 1e9:.4g} GB/s is more than {MARGIN:g} times the measured bandwidth ({limit / 1e9:.4g})"
+        if rate > limit
+        else ""
+    )

@@ -6,8 +6,8 @@ arXiv:1805.02867 (online softmax).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from ..api import Implementation, Option, Tensors
 from ..problem import AttentionProblem
@@ -21,7 +21,7 @@ class Chunked(Implementation):
     name = "chunked"
     summary = "in-repo exact attention in blocks, linear memory"
     package = "attnbench"
-    options = {"query_block": Option(256), "key_block": Option(1024)}
+    options: ClassVar[Mapping[str, Option]] = {"query_block": Option(256), "key_block": Option(1024)}
 
     def prepare(self, problem: AttentionProblem, tensors: Tensors) -> Callable[[], Any]:
         """Bind the block sizes; everything else is arithmetic."""
@@ -32,6 +32,6 @@ class Chunked(Implementation):
         scale = problem.softmax_scale
 
         def call() -> Any:
-            return ChunkedAttention.apply(*tensors, scale, blocks)
+            return ChunkedAttention.apply(*tensors, scale, blocks)  # type: ignore[no-untyped-call]
 
         return call

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
+
 from attnbench.harness import contract, environment
 from attnbench.harness.measure.conformance import run_case, truth_of
 from attnbench.harness.measure.oracle import Truth

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from attnbench.harness import contract, environment
 from attnbench.harness.measure.conformance import run_case, truth_of
 from attnbench.impls import AttentionProblem, Implementation, Tensors
@@ -24,8 +25,12 @@ class Faulty(Implementation):
         """Every step reads the fault's name where that fault would sit."""
         import torch
 
-        offset = problem.causal_offset + {"mask off by one": 1, "top-left alignment": -problem.causal_offset}.get(self.fault, 0)
-        scale = problem.softmax_scale * {"missing scale": 1 / problem.softmax_scale, "scale wrong by 1 %": 1.01}.get(self.fault, 1)
+        offset = problem.causal_offset + {"mask off by one": 1, "top-left alignment": -problem.causal_offset}.get(
+            self.fault, 0
+        )
+        scale = problem.softmax_scale * {"missing scale": 1 / problem.softmax_scale, "scale wrong by 1 %": 1.01}.get(
+            self.fault, 1
+        )
         group = problem.group_size
 
         def repeat(tensor: Any) -> Any:
