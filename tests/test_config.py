@@ -127,8 +127,8 @@ def test_windows_lines_and_unicode(file: Path) -> None:
             "name: small",
             "name: small\nlaunches: 3",
             (
-                "sweep.yaml:2: launches: unknown key 'launches'; allowed: name, device, implementations, sweeps, exclude, "
-                "protocol; it belongs under protocol"
+                "sweep.yaml:2: launches: unknown key 'launches'; allowed: name, device, implementations, sweeps, "
+                "exclude, protocol; it belongs under protocol"
             ),
         ),
         ("name: small\n", "", "sweep.yaml:1: name: this key must be given"),

@@ -27,8 +27,9 @@ CPU = Device("cpu")
 #: What a mutation puts in: the signs of YAML, and values at the edge of what is allowed.
 SNIPPETS = [
     "[", "]", "{", "}", ":", ": ", "- ", "\n", "\n\t", "\n  ", "'", '"', "#", "&a ", "*a", "!!int ",
-    "!!python/name:os ", "|", ">", "%YAML 9", "---", "...", "<<: ", "?", "~", "\0", "\ufeff", "\x85", "\u2028", "\ud7ff",
-    "1e999", ".inf", "-1", "0", "99999999999", "1/0", "8/3", "9/1", "true", "x" * 80, "\\ud800", "=", "@", "`", "!", "☃",
+    "!!python/name:os ", "|", "%YAML 9", "---", "...", "<<: ", "?", "~", "\0", "\ufeff", "\x85", "\u2028", "\ud7ff",
+    ">", "1e999", ".inf", "-1", "0", "99999999999", "1/0", "8/3", "9/1", "true", "x" * 80, "\\ud800", "=", "@", "`", "!",
+    "☃",
 ]  # fmt: skip
 fuzzed = settings(
     max_examples=250, derandomize=True, deadline=None, database=None,

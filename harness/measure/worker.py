@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ...impls import RefusedError, UnknownImplementationError, get, load_plugin
+from ...impls import RefusedError, UnknownImplementationError, get, load_plugin, names
 from ..records import Measurement, Outcome, Phases
 from . import ceilings, counters, memory, process, proof
 from .check import check, check_follows
@@ -95,8 +95,7 @@ class _Draft:
     def _subject(self) -> Subject:
         cell = self.task.cell
         with self._phase("prepare_s"):
-            for plugin in self.task.plugins:
-                load_plugin(plugin)
+            self._load_plugins()
             implementation = get(cell.implementation, cell.options)
         with self._phase("inputs_s"):
             if self.task.device.startswith("cuda"):
@@ -104,6 +103,13 @@ class _Draft:
             subject = Subject(implementation, cell.problem, cell.passes, self.task.device)
             subject.place(draw(cell.problem, problem_seed(cell.problem, self.task.seed)))
         return subject
+
+    def _load_plugins(self) -> None:
+        """Only until one of them brings the implementation: a plugin touches no other cell."""
+        for plugin in self.task.plugins:
+            if self.task.cell.implementation in names():
+                return
+            load_plugin(plugin)
 
     def _check(self, subject: Subject) -> bool:
         problem, seed = self.task.cell.problem, self.task.seed
