@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+import torch  # imported once here, so that no worker has to
+import torch.fx.experimental.symbolic_shapes  # noqa: F401 - torch imports it, and sympy, in a first backward pass: 0.4 s
 from pydantic import TypeAdapter
 
 from . import worker
