@@ -115,9 +115,13 @@ def export(
 ) -> None:
     """Write a run's launches (csv, parquet) or its tables (markdown)."""
     with _stated_errors():
+        from ..reports.export import FormatError
         from ..reports.export import export as export_run
 
-        data = export_run(Run.open(run), format_)
+        try:
+            data = export_run(Run.open(run), format_)
+        except FormatError as error:
+            _fail(error, Exit.USAGE)
         content = data.encode() if isinstance(data, str) else data
         if out is None:
             sys.stdout.buffer.write(content)
@@ -155,7 +159,7 @@ def _carry_out(ready: runs.Ready, *, retry_failed: bool) -> NoReturn:
     if ended.status == "interrupted":
         print(f"interrupted; go on with: attnbench resume {ready.run.path}", file=sys.stderr)
     print(ready.run.path)
-    raise typer.Exit(Exit.INTERRUPTED if ended.status == "interrupted" else of_sweep(ready.run.launches()))
+    raise typer.Exit(Exit.INTERRUPTED if ended.status == "interrupted" else of_sweep(ready.run))
 
 
 @contextmanager

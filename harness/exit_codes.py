@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import IntEnum
 
-from .records import FAILURES, Launch, Outcome
+from .records import FAILURES, Outcome
+from .store import Run
 
 
 class Exit(IntEnum):
@@ -23,9 +23,10 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-def of_sweep(launches: Iterable[Launch]) -> Exit:
+def of_sweep(run: Run) -> Exit:
     """13 where a cell failed, 14 where none was measured. UNSUPPORTED, OUT_OF_MEMORY and TIMED_OUT are results."""
-    outcomes = {launch.outcome for launch in launches}
+    cells = {cell.id for cell in run.info.cells}  # a control cell of its own is not what was asked for
+    outcomes = {launch.outcome for launch in run.launches() if launch.cell in cells}
     if outcomes & FAILURES:
         return Exit.CELLS_FAILED
     return Exit.PASS if Outcome.OK in outcomes else Exit.NOTHING_MEASURED

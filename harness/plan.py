@@ -77,7 +77,7 @@ def make_plan(config: SweepConfig, device: Device, *, control: bool = True) -> P
         raise config_error(draft.mistakes)
     if not draft.cells:
         raise ConfigError(config.mistake(("exclude",), f"all {len(draft.excluded)} cells are left out; exclude less"))
-    if control:
+    if control and draft.measures_something():
         draft.add_control()
     return draft.plan()
 
@@ -118,6 +118,10 @@ class _Draft:
                     self._place(arm, arm.cell(problem, passes, conditions), rule)
                 elif rule is None:
                     self.mistakes[self._meaningless(index, shape, str(refusal))] = None
+
+    def measures_something(self) -> bool:
+        """Whether any cell can run here at all."""
+        return any(key not in self.refused and key not in self.broken for key in self.cells)
 
     def add_control(self) -> None:
         """The control cell: naive is always there, and small enough to cost nothing."""

@@ -39,7 +39,7 @@ def winners(cells: pd.DataFrame) -> pd.DataFrame:
         "against the next",
         "ranked",
     ]
-    table = pd.DataFrame(rows, columns=columns).fillna("")
+    table = pd.DataFrame(rows, columns=columns, dtype=object).fillna("")
     return table if table["conditions"].any() else table.drop(columns="conditions")
 
 

@@ -1,0 +1,257 @@
+"""The page and the tables, from runs that tests compose record by record."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attnbench.harness.cell import Cell
+from attnbench.harness.records import (
+    Accuracy,
+    Ceilings,
+    CeilingsMeasured,
+    Launch,
+    Memory,
+    Notice,
+    Outcome,
+    RunInfo,
+    Samples,
+    SessionEnded,
+)
+from attnbench.harness.store import Run
+from attnbench.harness.verdicts.estimate import counted, estimate, unranked_because
+from attnbench.impls import AttentionProblem
+from attnbench.reports import format as fmt
+from attnbench.reports import frame, load, page, tables
+
+HOSTILE = "</script><img src=x onerror=alert(1)>$x_1$&|"
+
+
+def cell(implementation: str = "naive", seq: int = 64, passes: str = "forward", **problem: Any) -> Cell:
+    """A cell of a small problem."""
+    given = {"heads_q": 2, "heads_kv": 2, "seq_q": seq, "seq_kv": seq, "head_dim": 16} | problem
+    return Cell(implementation=implementation, problem=AttentionProblem(**given), passes=passes)
+
+
+def launch(of: Cell, round_: int = 0, time_s: float | None = 1e-3, **changes: Any) -> Launch:
+    """One launch of a cell, OK unless told otherwise."""
+    given: dict[str, Any] = {
+        "outcome": Outcome.OK, "cell": of.id, "name": of.name, "implementation": of.implementation, "round": round_,
+        "attempt": 0, "position": 0, "server": f"s{round_}", "started_at": "2026-11-24T00:00:00",
+        "accuracy": {"out": Accuracy(max_error=1e-7, max_bound=1e-6, rms_error=1e-8, rms_reference=1.0, elements=64)},
+        "memory": Memory(source="test", overhead_bytes=12_000_000),
+    }  # fmt: skip
+    if time_s is not None:
+        given["samples"] = Samples(repeats=1, times_s=(time_s,) * 6, stop="precision", warmup_calls=1, warmup_s=0.1)
+    return Launch(**(given | changes))
+
+
+def make_run(folder: Path, cells: Sequence[Cell], launches: Sequence[Launch], *, ended: bool = True) -> Run:
+    """A run on disk."""
+    info = RunInfo(
+        id="20261124-000000-test", name="test", created_at="2026-11-24T00:00:00", config_source="test.yaml",
+        config_text="name: test\n", config={"name": "test", "protocol": {"launches": 2}}, device="cpu",
+        versions={"torch": "2.13.0"}, environment={"strict": {"cpu_model": "Test CPU"}}, cells=tuple(cells), control=(),
+        seed=0, attnbench_version="0",
+    )  # fmt: skip
+    run = Run.create(folder, info)
+    ceilings = Ceilings(gemm_flops_per_s={"float32": 1e11}, memory_bytes_per_s=1e10, empty_call_s=1e-8)
+    run.append(CeilingsMeasured(at="", ceilings=ceilings, seconds=1))
+    for each in launches:
+        run.append(each)
+    if ended:
+        run.append(SessionEnded(at="", status="finished", wall_s=2, split_s={"timing": 1.5, "rest": 0.5}))
+    return run
+
+
+class Parser(HTMLParser):
+    """Collects tags, attributes that load something, ids and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note what a browser would fetch."""
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset", "data") and value and not value.startswith("#"):
+                self.loads.append(value)
+            if name == "id" and value:
+                self.ids.append(value)
+            assert not name.startswith("on"), f"an event handler: {name}"
+
+    def handle_data(self, data: str) -> None:
+        """Keep the text."""
+        self.text.append(data)
+
+
+def parse(run: Run) -> Parser:
+    """The page of a run, parsed."""
+    parser = Parser()
+    parser.feed(page.write_page(run).read_text())
+    return parser
+
+
+@pytest.fixture
+def rich_run(tmp_path: Path) -> Run:
+    """Two arms over three lengths, one of them wrong once, one refused, one too large; an outcome each."""
+    cells, launches = [], []
+    for seq in (64, 128, 256):
+        for name, factor in (("naive", 2.0), ("sdpa", 1.0)):
+            cells.append(cell(name, seq))
+            launches += [launch(cells[-1], round_, factor * seq * 1e-6) for round_ in range(3)]
+    for name, outcome, detail in (
+        ("sdpa_cudnn", Outcome.UNSUPPORTED, "device cpu: needs cuda"),
+        ("chunked", Outcome.INCORRECT, "out is off by 3"),
+        ("sdpa_math", Outcome.OUT_OF_MEMORY, "cannot allocate"),
+        ("flex_attention", Outcome.TIMED_OUT, "killed after its deadline"),
+        (HOSTILE, Outcome.CRASHED, HOSTILE),
+    ):
+        cells.append(cell(name, 64))
+        launches.append(launch(cells[-1], time_s=None, outcome=outcome, detail=detail, accuracy={}))
+    return make_run(tmp_path, cells, launches)
+
+
+def test_page_makes_no_request(rich_run: Run) -> None:
+    """Nothing on the page is loaded from anywhere, no script is on it, and its policy forbids both."""
+    parser = parse(rich_run)
+    assert parser.loads == []
+    assert "script" not in parser.tags
+    assert "iframe" not in parser.tags
+    text = (rich_run.path / "report.html").read_text()
+    assert "default-src 'none'" in text
+    addresses = {
+        each for each in re.findall(r"https?://[^\"'\s<)]+", text) if not each.startswith("http://www.w3.org/")
+    }
+    assert addresses == set()
+
+
+def test_page_escapes_hostile_text(rich_run: Run) -> None:
+    """A name or a detail with markup stays text, in tables and in figures."""
+    parser = parse(rich_run)
+    assert "img" not in parser.tags
+    assert HOSTILE in "".join(parser.text)
+
+
+def test_every_reason_is_on_the_page(rich_run: Run) -> None:
+    """A cell that was not measured says why, in readable text."""
+    text = "".join(parse(rich_run).text)
+    for reason in ("device cpu: needs cuda", "out is off by 3", "cannot allocate", "killed after its deadline"):
+        assert reason in text
+
+
+def test_ids_are_unique(rich_run: Run) -> None:
+    """Figures of one page share no ids, so that no clip path reaches into another figure."""
+    ids = parse(rich_run).ids
+    assert len(ids) == len(set(ids))
+    assert parse(rich_run).tags.count("svg") >= 4
+
+
+def test_only_ok_is_ranked(rich_run: Run) -> None:
+    """Wrong, crashed and refused cells win nothing."""
+    cells = frame.cells(rich_run)
+    assert set(cells[cells["ranked"]]["arm"]) == {"naive", "sdpa"}
+    assert set(tables.winners(cells)["winner"]) == {"sdpa"}
+
+
+def test_one_wrong_round_unranks_a_cell(tmp_path: Path) -> None:
+    """A cell that was wrong in any round is not ranked, however fast it was in the others."""
+    fast, slow = cell("chunked"), cell("naive")
+    launches = [
+        launch(fast, 0, 1e-6),
+        launch(fast, 1, None, outcome=Outcome.INCORRECT, detail="dq is off"),
+        launch(slow),
+    ]
+    cells = frame.cells(make_run(tmp_path, [fast, slow], launches))
+    assert list(tables.winners(cells)["winner"]) == ["naive"]
+    assert cells.set_index("arm").loc["chunked", "outcome"] == "INCORRECT"
+
+
+def test_overlapping_intervals_are_a_tie(tmp_path: Path) -> None:
+    """Where intervals share a point no one is called faster."""
+    one, other = cell("naive"), cell("sdpa")
+    launches = [launch(one, 0, 1.0e-3), launch(one, 1, 1.3e-3), launch(other, 0, 1.1e-3), launch(other, 1, 1.4e-3)]
+    winners = tables.winners(frame.cells(make_run(tmp_path, [one, other], launches)))
+    assert list(winners["against the next"]) == ["a tie with sdpa"]
+    assert "thin" in winners["interval"][0]
+
+
+@pytest.mark.parametrize(("count", "kind"), [(3, "range"), (5, "range"), (6, "95 %"), (12, "95 %")])
+def test_interval_is_named(count: int, kind: str) -> None:
+    """Below six launches the interval is their range, from six on a 95 % interval within it."""
+    one = cell()
+    launches = [launch(one, round_, 1e-3 + round_ * 1e-5) for round_ in range(count)]
+    guess = estimate(launches)
+    assert guess is not None
+    assert guess.interval == kind
+    assert 1e-3 <= guess.low <= guess.median <= guess.high <= 1e-3 + count * 1e-5
+
+
+def test_first_valid_attempt_counts() -> None:
+    """Of a void launch and its repetition the repetition counts; where all are void, the last does."""
+    one = cell()
+    attempts = [
+        launch(one, 0, 5e-3, void="throttled"),
+        launch(one, 0, 1e-3, attempt=1),
+        launch(one, 0, 9e-3, attempt=2),
+    ]
+    assert [each.attempt for each in counted(attempts)] == [1]
+    voids = [launch(one, 0, void="throttled", attempt=attempt) for attempt in range(3)]
+    assert [each.attempt for each in counted(voids)] == [2]
+    assert unranked_because(voids) == ""
+
+
+def test_frame_has_a_row_for_each_counted_launch(rich_run: Run) -> None:
+    """The tidy frame holds raw numbers in SI units, one row a launch that counts; loading twice works."""
+    rows = load(rich_run.path)
+    assert len(rows) == len(load(rich_run)) == 3 * 6 + 5
+    first = rows.iloc[0]
+    assert first["time_s"] == pytest.approx(128e-6)
+    assert first["flops_per_s"] == pytest.approx(first["flops"] / first["time_s"])
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_run_without_launches_has_a_page(tmp_path: Path, ended: bool) -> None:
+    """A run that was killed before its first launch still has a page, which says that nothing was measured."""
+    text = "".join(parse(make_run(tmp_path, [cell()], [], ended=ended)).text)
+    assert "not measured" in text
+    assert "Nothing was ranked" in text
+
+
+def test_notices_and_torn_lines_are_said(rich_run: Run) -> None:
+    """What a reader should know is at the top."""
+    rich_run.append(Notice(at="", text="plugin p failed to import: ImportError: no"))
+    with (rich_run.path / "launches.jsonl").open("a") as stream:
+        stream.write('{"torn')
+    text = "".join(parse(Run.open(rich_run.path)).text)
+    assert "plugin p failed to import" in text
+    assert "torn" in text
+
+
+def test_markdown_cannot_be_broken(rich_run: Run) -> None:
+    """Pipes in names are escaped: every line of a table has as many cells as its head."""
+    text = tables.markdown(tables.results(frame.cells(rich_run)))
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.strip().splitlines()}
+    assert len(widths) == 1
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        (fmt.seconds(1.234), "1.23 s"), (fmt.seconds(1.5e-3), "1.50 ms"), (fmt.seconds(9.99e-7), "999 ns"),
+        (fmt.seconds(None), "–"), (fmt.flops_per_s(1.5e11), "150 GFLOP/s"), (fmt.size(12_345_678), "12.3 MB"),
+        (fmt.size(0), "0 B"), (fmt.ratio(2.5), "2.50 x"), (fmt.share(0.125), "12 %"), (fmt.pair(8, 2), "8/2"),
+        (fmt.interval(1.2e-3, 1.3e-3), "1.20 to 1.30 ms"),
+    ],
+)  # fmt: skip
+def test_units(shown: str, words: str) -> None:
+    """Numbers have three digits that count and the unit that fits."""
+    assert shown == words
