@@ -54,7 +54,7 @@ def print_plan(plan: Plan, config: SweepConfig, device: Device) -> None:
     _print_some(
         console, "warning: estimated to need more memory than there is", [each.name for each in plan.beyond_memory]
     )
-    most = max((each.memory_bytes for each in plan.estimates.values()), default=0)
+    most = max((each.memory_bytes for each in plan.costs.values()), default=0)
     console.print(f"estimated time {_minutes(plan.seconds)}, most memory {most / 1e6:.0f} MB", highlight=False)
 
 

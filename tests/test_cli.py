@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from attnbench import reports
 from attnbench.harness.records import SessionEnded
 from attnbench.harness.store import Run
@@ -20,7 +21,8 @@ CONFIG = """
 name: small
 implementations: [naive, sdpa_flash, chunked, sdpa_cudnn]
 sweeps:
-  - {batch: 1, heads: 2, seq_len: [32, 64], head_dim: 16, dtype: [float32, bfloat16], mask: causal, pass: [forward, forward_backward]}
+  - {batch: 1, heads: 2, seq_len: [32, 64], head_dim: 16, dtype: [float32, bfloat16], mask: causal,
+     pass: [forward, forward_backward]}
 protocol: {launches: 2, min_time_s: 0.005, max_time_s: 0.02}
 """
 

@@ -22,8 +22,8 @@ from attnbench.harness.config import (
     load_stored,
     shipped_names,
 )
-from attnbench.harness.fields import Pair
-from attnbench.harness.shipped import read_source
+from attnbench.harness.config.fields import Pair
+from attnbench.harness.config.shipped import read_source
 from attnbench.impls import CAUSAL, FULL, BrokenImplementationError, registry
 
 CONFIGS = Path(str(configs.__file__)).parent

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from attnbench import configs
 from attnbench.harness.config import ConfigError, SweepConfig, load_config, load_stored
-from attnbench.harness.document import read_value
+from attnbench.harness.config.document import read_value
 from attnbench.harness.plan import make_plan
 from attnbench.impls import Device
 

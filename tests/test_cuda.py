@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from attnbench.harness import environment
 from attnbench.harness.measure.cuda import CudaClock, EmptyCaptureError, GraphReplay, NvmlWatch
 from attnbench.harness.measure.regions import Region

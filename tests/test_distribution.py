@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from attnbench.harness.records import Outcome
 from attnbench.harness.store import Run
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from attnbench.harness.config_errors import ConfigError
-from attnbench.harness.document import MOST_BYTES, MOST_DEPTH, Document, read, read_value
+from attnbench.harness.config.document import MOST_BYTES, MOST_DEPTH, Document, read, read_value
+from attnbench.harness.config.errors import ConfigError
 
 
 def parse(text: str) -> Document:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from attnbench.harness.config import ConfigError, SweepConfig, load_config, load_stored, shipped_names
-from attnbench.harness.plan import Plan, estimate, make_plan, order
-from attnbench.harness.protocol import Protocol
+from attnbench.harness.config.protocol import Protocol
+from attnbench.harness.plan import Plan, cost_of, make_plan, order
 from attnbench.impls import AttentionProblem, Device, Implementation, Tensors, register, registry
 
 CPU = Device("cpu", memory_bytes=24 * 2**30)
@@ -273,22 +273,22 @@ def test_estimate_grows() -> None:
     """Estimates grow with length; naive needs memory for its scores, a linear implementation does not."""
     protocol = Protocol(threads=2)
     naive = planned({**SWEEP, "seq_len": [1024, 4096], "pass": ["forward", "forward_backward"]}).cells
-    found = [estimate(cell, CPU, protocol) for cell in naive]
+    found = [cost_of(cell, CPU, protocol) for cell in naive]
     assert found[0].seconds_per_launch < found[1].seconds_per_launch < found[3].seconds_per_launch
     assert found[2].memory_bytes > 3 * 4 * 4 * 4096**2
     (linear,) = planned({**SWEEP, "seq_len": 4096}, implementations=["chunked"]).cells
-    assert estimate(linear, CPU, protocol).memory_bytes == 4 * 4 * 4 * 4096 * 64
-    assert estimate(linear, GPU, protocol).seconds_per_launch > 0
+    assert cost_of(linear, CPU, protocol).memory_bytes == 4 * 4 * 4 * 4096 * 64
+    assert cost_of(linear, GPU, protocol).seconds_per_launch > 0
     longer = Protocol(threads=2, max_time_s=5)
-    assert estimate(linear, CPU, longer).seconds_per_launch > estimate(linear, CPU, protocol).seconds_per_launch + 3
+    assert cost_of(linear, CPU, longer).seconds_per_launch > cost_of(linear, CPU, protocol).seconds_per_launch + 3
 
 
 def test_totals_of_a_plan() -> None:
     """A plan tells its seconds, and which measured cells need more memory than there is."""
     plan = planned({**SWEEP, "seq_len": [256, 65536]}, implementations=["naive", "chunked", "sdpa_efficient"])
     assert [cell.name.split("/")[0] for cell in plan.beyond_memory] == ["naive"]
-    launches = sum(each.seconds_per_launch for each in plan.estimates.values())
-    assert len(plan.estimates) == 4
+    launches = sum(each.seconds_per_launch for each in plan.costs.values())
+    assert len(plan.costs) == 4
     assert plan.seconds == pytest.approx(3 * (2.5 + launches))
     assert not planned({**SWEEP, "seq_len": 65536}, device=Device("cpu")).beyond_memory
 
@@ -298,7 +298,7 @@ def test_totals_of_a_plan() -> None:
 def test_shipped(name: str, device: Device) -> None:
     """Every shipped configuration plans, with cells that are measured and none beyond an ordinary machine."""
     plan = make_plan(load_config(name).config, device)
-    assert plan.estimates
+    assert plan.costs
     assert not plan.broken
     assert not plan.beyond_memory
 

@@ -11,7 +11,7 @@ from ...impls import Device
 from ..cell import Cell
 from ..config import Protocol
 from ..measure.tasks import CellTask
-from ..plan import Plan, estimate, order
+from ..plan import Plan, cost_of, order
 from ..records import Launch, Measurement, Outcome, ServerStarted, SessionEnded
 from ..store import Run
 from ..verdicts.plausibility import beats_physics
@@ -166,7 +166,7 @@ class Session:
         )
 
     def _estimate(self, cell: Cell) -> float:
-        return estimate(cell, self._machine.device, self._protocol).seconds_per_launch
+        return cost_of(cell, self._machine.device, self._protocol).seconds_per_launch
 
 
 def _place(cell: Cell, round_: int, position: int, attempt: int) -> dict[str, str | int]:

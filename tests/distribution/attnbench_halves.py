@@ -31,7 +31,9 @@ class Halves(Implementation):
                     continue
                 queries = slice(part.start * problem.group_size, part.stop * problem.group_size)
                 query, key, value = tensors.query[:, queries], tensors.key[:, part], tensors.value[:, part]
-                outs.append(scaled_dot_product_attention(query, key, value, scale=problem.softmax_scale, enable_gqa=True))
+                outs.append(
+                    scaled_dot_product_attention(query, key, value, scale=problem.softmax_scale, enable_gqa=True)
+                )
             return torch.cat(outs, dim=1)
 
         return call

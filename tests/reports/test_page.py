@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from attnbench.harness.cell import Cell
 from attnbench.harness.records import (
     Accuracy,

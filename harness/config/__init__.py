@@ -11,8 +11,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from .config_errors import ConfigError, ConfigFileError, KeyPath, Places, config_error, mistakes_of
 from .document import read
+from .errors import ConfigError, ConfigFileError, KeyPath, Places, config_error, mistakes_of
 from .exclude import Exclude
 from .fields import Listed, text
 from .overrides import apply_settings, restrict

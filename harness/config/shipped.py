@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from ..impls import near
-from .config_errors import ConfigError, ConfigFileError, shown
+from ...impls import near
 from .document import MOST_BYTES
+from .errors import ConfigError, ConfigFileError, shown
 
 _PACKAGE = "attnbench.configs"
 _SUFFIXES = (".yaml", ".yml")

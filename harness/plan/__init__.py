@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..impls import AttentionProblem, Device, Pass
+from ...impls import AttentionProblem, Device, Pass
+from ..cell import Cache, Cell, Conditions
+from ..config import Exclude, Protocol, SweepConfig
+from ..config.errors import ConfigError, config_error
+from ..config.sweep import ImplementationEntry, Sweep
 from .arm import Arm, ArmError
 from .bounds import MOST_CELLS, refuse_remainders, refuse_too_many
-from .cell import Cache, Cell, Conditions
-from .config import Exclude, Protocol, SweepConfig
-from .config_errors import ConfigError, config_error
-from .estimate import SERVER_S, Estimate, estimate
+from .cost import SERVER_S, Cost, cost_of
 from .shape import Shape, shapes
-from .sweep import ImplementationEntry, Sweep
 
-__all__ = ["MOST_CELLS", "Estimate", "Plan", "estimate", "make_plan", "order"]
+__all__ = ["MOST_CELLS", "Cost", "Plan", "cost_of", "make_plan", "order"]
 
 #: The problem that every run repeats each round, so that the machine's drift can be told from a cell's.
 CONTROL = AttentionProblem(heads_q=4, heads_kv=4, seq_q=256, seq_kv=256, head_dim=64)
@@ -43,23 +43,23 @@ class Plan:
     excluded: tuple[tuple[Cell, Exclude], ...] = ()
 
     @cached_property
-    def estimates(self) -> dict[str, Estimate]:
+    def costs(self) -> dict[str, Cost]:
         """Time and memory of one launch of each cell that is measured, by id."""
         every = {cell.id: cell for cell in (*self.cells, *self.control)}
         measured = (cell for key, cell in every.items() if key not in self.refused and key not in self.broken)
-        return {cell.id: estimate(cell, self.device, self.protocol) for cell in measured}
+        return {cell.id: cost_of(cell, self.device, self.protocol) for cell in measured}
 
     @property
     def seconds(self) -> float:
         """The whole run, roughly: every launch, and a server for each round."""
-        return self.protocol.launches * (SERVER_S + sum(each.seconds_per_launch for each in self.estimates.values()))
+        return self.protocol.launches * (SERVER_S + sum(each.seconds_per_launch for each in self.costs.values()))
 
     @property
     def beyond_memory(self) -> tuple[Cell, ...]:
         """Cells that are estimated to need more memory than the device has; none where that is unknown."""
         most = math.inf if self.device.memory_bytes is None else self.device.memory_bytes
-        estimates = self.estimates
-        return tuple(cell for cell in self.cells if cell.id in estimates and estimates[cell.id].memory_bytes > most)
+        costs = self.costs
+        return tuple(cell for cell in self.cells if cell.id in costs and costs[cell.id].memory_bytes > most)
 
 
 def make_plan(config: SweepConfig, device: Device, *, control: bool = True) -> Plan:

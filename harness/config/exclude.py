@@ -11,8 +11,8 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from ..impls import Dtype, Pass, names, near
-from .config_errors import shown
+from ...impls import Dtype, Pass, names, near
+from .errors import shown
 from .fields import MOST_WHOLE, Axis, Pair, Reader, mask_word, pair, text, whole, word
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from ..impls import CAUSAL, FULL, Mask, near
-from .config_errors import shown
+from ...impls import CAUSAL, FULL, Mask, near
+from .errors import shown
 
 #: No axis of an attention problem is longer; it bounds the arithmetic of a plan.
 MOST_WHOLE = 2**31 - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Self
 
-from ..impls import (
+from ...impls import (
     AttentionProblem,
     BrokenImplementationError,
     Device,
@@ -15,8 +15,8 @@ from ..impls import (
     UnknownImplementationError,
     get,
 )
-from .cell import Cell, Conditions
-from .sweep import ImplementationEntry
+from ..cell import Cell, Conditions
+from ..config.sweep import ImplementationEntry
 
 
 @dataclass(frozen=True)

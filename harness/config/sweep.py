@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationInfo, model_validator
 from pydantic_core import CoreSchema
 
-from ..impls import (
+from ...impls import (
     FULL,
     Dtype,
     Implementation,
@@ -19,8 +19,8 @@ from ..impls import (
     get,
     names,
 )
-from .cell import Cache
-from .config_errors import shown
+from ..cell import Cache
+from .errors import shown
 from .fields import Axis, Listed, Pair, flag, mask_word, pair, whole, word
 
 _MODEL = ConfigDict(frozen=True, extra="forbid")

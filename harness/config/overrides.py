@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-from .config_errors import ConfigError, KeyPath, Places, config_error, dotted, shown
 from .document import Data, read_value
+from .errors import ConfigError, KeyPath, Places, config_error, dotted, shown
 
 
 def apply_settings(data: dict[str, Data], places: Places, settings: Sequence[str]) -> tuple[dict[str, Data], Places]:

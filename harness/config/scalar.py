@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 
-from .config_errors import shown
+from .errors import shown
 
 Scalar = str | int | float | bool | None
 

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..impls import AttentionProblem, Dtype, Mask
-from .fields import Pair
-from .sweep import Sweep
+from ...impls import AttentionProblem, Dtype, Mask
+from ..config.fields import Pair
+from ..config.sweep import Sweep
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-from .config import SweepConfig
-from .config_errors import MOST_MISTAKES, config_error
+from ..config import SweepConfig
+from ..config.errors import MOST_MISTAKES, config_error
+from ..config.sweep import Sweep
 from .shape import remainders
-from .sweep import Sweep
 
 MOST_CELLS = 100_000
 _ADVICE = "shorten some axes, or split the file"

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from ..impls import near
+from ...impls import near
 
 KeyPath = tuple[str | int, ...]
 

@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-from ..impls import ELEMENT_BYTES, AttentionProblem, Device
-from .cell import Cell
-from .environment import usable_threads
-from .protocol import Protocol
+from ...impls import ELEMENT_BYTES, AttentionProblem, Device
+from ..cell import Cell
+from ..config.protocol import Protocol
+from ..environment import usable_threads
 
 #: Floating-point operations a second: of one core (some CPUs emulate 16-bit products), and of a GPU.
 CPU_CORE_FLOPS = {"float32": 10e9, "bfloat16": 2.5e9, "float16": 2.5e9}
@@ -38,19 +38,19 @@ FEWEST_SAMPLES = 3
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Cost:
     """What one launch of a cell may need: wall seconds of its process, peak bytes of tensors."""
 
     seconds_per_launch: float
     memory_bytes: int
 
 
-def estimate(cell: Cell, device: Device, protocol: Protocol) -> Estimate:
+def cost_of(cell: Cell, device: Device, protocol: Protocol) -> Cost:
     """Time and memory of one launch of a cell."""
     call_s = _call_s(cell, device, protocol)
     timing_s = max(1.25 * protocol.max_time_s, FEWEST_SAMPLES * call_s) if "time" in protocol.measure else 0.0
     fixed_s = PROCESS_S.get(device.kind, 0.0) + COMPILE_S.get(cell.implementation, 0.0)
-    return Estimate(fixed_s + UNTIMED_CALLS * call_s + timing_s, _memory_bytes(cell))
+    return Cost(fixed_s + UNTIMED_CALLS * call_s + timing_s, _memory_bytes(cell))
 
 
 def _call_s(cell: Cell, device: Device, protocol: Protocol) -> float:

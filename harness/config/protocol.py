@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .cell import Allocator, Float32
+from ..cell import Allocator, Float32
 from .fields import Axis, either, number, whole, word
 
 Measure = Literal["time", "memory"]

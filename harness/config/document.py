@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import yaml
 from yaml.composer import ComposerError
 
-from .config_errors import ConfigError, KeyPath, Places, config_error, dotted, shown
-from .yaml_scalar import CORE, PLAIN, scalar, unknown_tag
+from .errors import ConfigError, KeyPath, Places, config_error, dotted, shown
+from .scalar import CORE, PLAIN, scalar, unknown_tag
 
 Data: TypeAlias = "str | int | float | bool | list[Data] | dict[str, Data] | None"
 
