@@ -119,7 +119,7 @@ def _margin(ranked: pd.DataFrame) -> str:
 def _interval(row: pd.Series) -> str:
     if not row["launches"]:
         return fmt.NOTHING
-    mark = ", thin" if row["estimate"].is_thin else ""
+    mark = (", thin" if row["estimate"].is_thin else "") + (f", {row['void']} void" if row["void"] else "")
     return f"{fmt.interval(row['low_s'], row['high_s'])} ({row['interval']} of {row['launches']}{mark})"
 
 
