@@ -52,6 +52,7 @@ class FlexAttention(Implementation):
                 B=None, H=None, Q_LEN=problem.seq_q, KV_LEN=problem.seq_kv,
                 device=tensors.query.device.type,
             )  # fmt: skip
+        torch.compiler.reset()  # shapes are static, and of one function torch compiles only so many in a process
         compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
         scale, grouped = problem.softmax_scale, problem.group_size > 1
 

@@ -45,6 +45,7 @@ def test_is_right(name: str, problem: AttentionProblem) -> None:
     assert not result.refusals
 
 
+@pytest.mark.filterwarnings("default")  # torch warns of its own deprecations while it compiles
 @pytest.mark.parametrize("problem", contract.few_cases(12), ids=str)
 @pytest.mark.parametrize("name", [name for name in HERE if name in COMPILED])
 def test_compiled_is_right(name: str, problem: AttentionProblem) -> None:
