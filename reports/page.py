@@ -14,7 +14,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from ..harness.environment import machine_name
-from ..harness.records import CeilingsMeasured, Notice, SessionEnded, TruthComputed
+from ..harness.records import CeilingsMeasured, Event, Notice, SessionEnded, TruthComputed
 from ..harness.store import Run, StoreError
 from . import format as fmt
 from . import frame, tables
@@ -79,7 +79,7 @@ def _content(run: Run, cells: pd.DataFrame, baseline: str | None) -> dict[str, A
         "ceilings": _ceilings(run),
         "shares": [event for event in events if isinstance(event, TruthComputed) and (event.checked_share or 0) < 1],
         "void": int(sum(bool(launch.void) for launch in run.launches())),
-        "notices": [*(event.text for event in events if isinstance(event, Notice)), *run.notices],
+        "notices": [*_notices(events), *run.notices],
         "contract": timed_region(_full_protocol(protocol), info.device),
         "protocol": _full_protocol(protocol),
         "environment": {key: json.dumps(value, ensure_ascii=False) for key, value in _facts(run).items()},
@@ -87,6 +87,19 @@ def _content(run: Run, cells: pd.DataFrame, baseline: str | None) -> dict[str, A
                   ends[-1].split_s.items()] if ends and ends[-1].wall_s else [],
         "sessions": ends,
     }  # fmt: skip
+
+
+def _notices(events: Sequence[Event]) -> list[str]:
+    """What was noted, and what could not be prepared."""
+    notes = [event.text for event in events if isinstance(event, Notice)]
+    for event in events:
+        if isinstance(event, CeilingsMeasured) and event.failure:
+            notes.append(
+                f"the machine's ceilings could not be measured, nothing was judged implausible: {event.failure}"
+            )
+        if isinstance(event, TruthComputed) and event.failure:
+            notes.append(f"the oracle has no truth for {event.problem}: {event.failure}")
+    return notes
 
 
 def _title(run: Run) -> str:

@@ -87,12 +87,13 @@ _MEMORY = _Quantity(
 
 def all_plots(cells: pd.DataFrame, ceilings: Ceilings | None, baseline: str | None = None) -> list[Plot]:
     """Every figure that the run's ranked cells allow."""
-    ranked = cells[cells["ranked"]]
-    if ranked.empty:
-        return []
-    plots = [line_plot(family, quantity, ceilings, words)
-             for quantity in (_TIME, _RATE, _MEMORY) for words, family in _families(ranked)
-             if family[quantity.column].notna().any()]  # fmt: skip
+    ranked, weighed = cells[cells["ranked"]], cells[cells["outcome"] == "OK"]
+    plots = [
+        line_plot(family, quantity, ceilings, words)
+        for quantity, shown in ((_TIME, ranked), (_RATE, ranked), (_MEMORY, weighed))  # memory alone is not ranked
+        for words, family in _families(shown)
+        if family[quantity.column].notna().any()
+    ]
     return [*plots, *speedup_plots(ranked, baseline)]
 
 
@@ -137,6 +138,8 @@ def line_plot(family: pd.DataFrame, quantity: _Quantity, ceilings: Ceilings | No
 def speedup_plots(ranked: pd.DataFrame, baseline: str | None) -> list[Plot]:
     """Speed-up over a baseline arm, a heat map a pass: rows problems, columns arms."""
     arms = _ordered(ranked["arm"])
+    if not arms:
+        return []
     chosen = baseline if baseline in arms else next((each for each in ("sdpa", "naive") if each in arms), arms[0])
     plots = []
     for passes, group in ranked.groupby("pass", sort=False):

@@ -42,6 +42,8 @@ class Session:
     ) -> None:  # fmt: skip
         self._run, self._plan, self._protocol, self._machine = run, plan, protocol, machine
         self._cells = list({cell.id: cell for cell in (*plan.cells, *plan.control)}.values())
+        # Memory does not vary from launch to launch as time does.
+        self._rounds = protocol.launches if "time" in protocol.measure else 1
         self._history = History(run.launches(), retry_failed=retry_failed)
         self._journal = Journal(run, observer)
         started = sum(isinstance(event, ServerStarted) for event in run.events())
@@ -68,10 +70,10 @@ class Session:
         return ended
 
     def _all_rounds(self) -> None:
-        rounds = {round_: self._todo(round_) for round_ in range(self._protocol.launches)}
+        rounds = {round_: self._todo(round_) for round_ in range(self._rounds)}
         pending = [cell for todo in rounds.values() for _, cell in todo if self._unmeasured_end(cell) is None]
         seconds = sum(self._estimate(cell) for cell in pending)
-        total = len(self._cells) * self._protocol.launches
+        total = len(self._cells) * self._rounds
         self._journal.observer.began(sum(map(len, rounds.values())), total, seconds)
         for round_, todo in rounds.items():
             self._servers.new_round(round_)

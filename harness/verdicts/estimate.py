@@ -85,7 +85,8 @@ def unranked_because(launches: Sequence[Launch]) -> str:
         if launch.outcome in FAILURES:
             return f"{launch.outcome} in round {launch.round}"
     if not any(each.outcome is Outcome.OK and each.samples is not None for each in launches):
-        return str(launches[0].outcome) if launches else "not measured"
+        outcome = launches[0].outcome if launches else None
+        return "not timed" if outcome is Outcome.OK else str(outcome or "not measured")
     return ""
 
 

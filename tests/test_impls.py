@@ -1,0 +1,142 @@
+"""Implementations: registry, options, limits with their sources, packages that are missing or half there, pinned backends."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnbench.impls import (
+    AttentionProblem,
+    Device,
+    OptionError,
+    Tensors,
+    UnknownImplementationError,
+    WrongBackendError,
+    get,
+    names,
+)
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+PROBLEM = AttentionProblem(heads_q=8, heads_kv=2, seq_q=64, seq_kv=64, head_dim=320, dtype="float32", mask="causal")
+AMPERE = Device("cuda", capability=(8, 0), platform="cuda")
+TURING = Device("cuda", capability=(7, 5), platform="cuda")
+
+
+def test_near_match_of_a_name() -> None:
+    """A misspelt name is answered with the one that was meant and all that are known."""
+    with pytest.raises(UnknownImplementationError, match="did you mean 'sdpa'"):
+        get("sdp")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("xformers", {"operater": "flash"}, "did you mean 'operator'"),
+        ("xformers", {"operator": "fast"}, "auto or cutlass or flash or triton_splitk"),
+        ("chunked", {"query_block": 0}, "a positive integer"),
+        ("naive", {"block": 3}, "options: none"),
+    ],
+)
+def test_options_are_checked(name: str, options: dict[str, str | int], words: str) -> None:
+    """An option that there is not, or a value that it does not take, is named with what is allowed."""
+    with pytest.raises(OptionError, match=words):
+        get(name, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "passes", "words"),
+    [
+        (
+            "sdpa_flash",
+            TURING,
+            "forward",
+            ["compute capability 7.5: needs at least 8.0", "dtype float32", "head_dim 320"],
+        ),
+        ("sdpa_efficient", AMPERE, "forward", ["query heads per key/value head 4: needs 1"]),
+        ("sdpa_cudnn", AMPERE, "forward", ["dtype float32: needs float16 or bfloat16"]),
+        ("flash_attn2", TURING, "forward", ["compute capability 7.5", "head_dim 320: needs at most 256"]),
+        ("xformers", AMPERE, "backward", ["pass backward with grouped queries: needs forward"]),
+        ("flex_attention", Device("cpu"), "backward", ["pass backward on the CPU: needs forward"]),
+    ],
+)
+def test_all_reasons_at_once(name: str, device: Device, passes: str, words: list[str]) -> None:
+    """A refusal gives every reason, each with what was asked, what is allowed and where that is documented."""
+    reasons = get(name).supports(PROBLEM, passes, device).reasons
+    for word in words:
+        assert any(word in reason for reason in reasons), reasons
+    limits = [reason for reason in reasons if ": needs" in reason]
+    assert all(reason.endswith(")") for reason in limits)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_implementation_introduces_itself(name: str) -> None:
+    """`list` has a line for each; a name is what YAML says."""
+    assert get(name).summary
+
+
+@pytest.mark.parametrize(
+    ("operator", "backend"),
+    [("aten.bmm.default", "math"), ("aten._scaled_dot_product_flash_attention_for_cpu.default", "flash")],
+)
+def test_backend_is_told_from_its_operator(operator: str, backend: str) -> None:
+    """`sdpa` names the backend that torch picked; a pinned one refuses to have been another."""
+    assert get("sdpa").backend(frozenset({operator})) == backend
+    other = {"math": "sdpa_flash", "flash": "sdpa_math"}[backend]
+    with pytest.raises(WrongBackendError, match=f"{backend} ran"):
+        get(other).backend(frozenset({operator}))
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+def test_chunked_gradients_by_finite_differences(mask: str) -> None:
+    """gradcheck in float64, over several blocks of queries and keys, grouped heads, a rectangle."""
+    problem = AttentionProblem(batch=1, heads_q=4, heads_kv=2, seq_q=5, seq_kv=7, head_dim=3, mask=mask)
+    generator = torch.Generator().manual_seed(0)
+    shapes = (problem.query_shape, problem.key_shape, problem.key_shape)
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    implementation = get("chunked", {"query_block": 4, "key_block": 3})
+
+    def attention(*given: torch.Tensor) -> torch.Tensor:
+        out = implementation.prepare(problem, Tensors(*given))()
+        assert isinstance(out, torch.Tensor)
+        return out
+
+    assert torch.autograd.gradcheck(attention, tensors)
+
+
+def test_chunked_takes_strided_inputs() -> None:
+    """Tensors that lie as `[B, S, H, D]` in memory give the same answer, whatever the block sizes."""
+    problem = AttentionProblem(batch=2, heads_q=4, heads_kv=2, seq_q=33, seq_kv=70, head_dim=16, mask="causal")
+    generator = torch.Generator().manual_seed(0)
+    shapes = (problem.query_shape, problem.key_shape, problem.key_shape)
+    plain = [torch.randn(shape, generator=generator) for shape in shapes]
+    strided = [each.transpose(1, 2).contiguous().transpose(1, 2) for each in plain]
+    whole = get("chunked").prepare(problem, Tensors(*plain))()
+    blocks = get("chunked", {"query_block": 5, "key_block": 11}).prepare(problem, Tensors(*strided))()
+    torch.testing.assert_close(whole, blocks)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "module", "version", "words"),
+    [
+        ("xformers", "xformers", "0.0.35", "xformers 0.0.35 is installed without its kernels"),
+        ("flash_attn", "flash_attn", "2.8.3", "flash-attn 2.8.3 is installed without its CUDA kernels"),
+        ("flash_attn", "flash_attn", "3.0.0", "flash-attn 3.0.0 is installed: this wrapper is for version 2"),
+        ("flash_attn", "flash_attn", "2.0.9", "aligns causal top-left"),
+    ],
+)
+def test_packages_that_are_half_there(
+    attnbench: Command, tmp_path: Path, distribution: str, module: str, version: str, words: str
+) -> None:
+    """A package without kernels, or of a version that means something else, is a reason; importing it would crash here."""
+    (tmp_path / module).mkdir()
+    (tmp_path / module / "__init__.py").write_text("import os\nos._exit(9)\n")
+    info = tmp_path / f"{distribution}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+    done = attnbench("list", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert words in " ".join(done.stdout.replace("│", " ").split())
