@@ -9,24 +9,25 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from . import environment, listing
+from . import environment
 from .config import ConfigError, ConfigFileError, config_schema, load_config
 from .exit_codes import Exit, of_sweep
-from .plan import make_plan
 from .plugins import load_plugins
-from .progress import make_progress
-from .run import runs
 from .store import Run, StoreError
+
+if TYPE_CHECKING:
+    from .run import runs
 
 app = typer.Typer(
     help="Benchmark and compare self-attention implementations: checked for values and gradients before they are timed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing the renderer of rich help would double the time that --help takes
 )
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")]
@@ -52,6 +53,8 @@ def run(
 ) -> None:
     """Measure a sweep; leaves records, tables, plots and a page in the run's folder, printed last."""
     with _stated_errors():
+        from .run import runs
+
         failed = load_plugins(plugin or [])
         loaded = load_config(config, overrides=set_ or (), only=_names(only), tolerate_unknown=bool(failed))
         _carry_out(runs.begin(loaded, out, plugin or [], failed), retry_failed=False)
@@ -65,6 +68,8 @@ def resume(
 ) -> None:
     """Go on with an interrupted run, from its stored config."""
     with _stated_errors():
+        from .run import runs
+
         failed = load_plugins(plugin or [])
         _carry_out(runs.reopen(Run.open(run), plugin or [], failed), retry_failed=retry_failed)
 
@@ -73,6 +78,10 @@ def resume(
 def plan(config: ConfigArgument, plugin: PluginOption = None, set_: SetOption = None, only: OnlyOption = None) -> None:
     """Show what `run` would measure: cells, refusals with their reasons, estimated time and memory. Needs no torch."""
     with _stated_errors():
+        from . import listing
+        from .plan import make_plan
+        from .run import runs
+
         failed = load_plugins(plugin or [])
         loaded = load_config(config, overrides=set_ or (), only=_names(only), tolerate_unknown=bool(failed))
         device = environment.find_device(loaded.config.device)
@@ -84,6 +93,8 @@ def plan(config: ConfigArgument, plugin: PluginOption = None, set_: SetOption = 
 def list_(plugin: PluginOption = None) -> None:
     """List the implementations, and whether each can run on this machine or every reason why not."""
     with _stated_errors():
+        from . import listing
+
         failed = load_plugins(plugin or [])
         listing.print_implementations(environment.find_device("auto"))
         raise typer.Exit(Exit.CELLS_FAILED if failed else Exit.PASS)
@@ -146,6 +157,9 @@ def main() -> None:
 
 
 def _carry_out(ready: runs.Ready, *, retry_failed: bool) -> NoReturn:
+    from . import listing
+    from .progress import make_progress
+
     with make_progress() as progress:
         ended = ready.carry_out(progress, retry_failed=retry_failed)
     listing.print_results(ready.run)
@@ -169,7 +183,7 @@ def _stated_errors() -> Iterator[None]:
         yield
     except (ConfigFileError, StoreError) as error:
         _fail(error, Exit.FILES)
-    except (ConfigError, environment.DeviceError, runs.ResumeError) as error:
+    except (ConfigError, environment.DeviceError) as error:
         _fail(error, Exit.USAGE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

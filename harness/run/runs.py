@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...impls import Device
 from .. import environment
-from ..config import LoadedConfig, SweepConfig, load_stored
+from ..config import ConfigError, LoadedConfig, SweepConfig, load_stored
 from ..peaks import peak_flops_per_s
 from ..plan import Plan, make_plan
 from ..records import Notice, RunInfo, SessionEnded
@@ -68,7 +68,7 @@ def begin(loaded: LoadedConfig, root: Path, plugins: Sequence[str], failed_plugi
     return Ready(run, plan, config, machine)
 
 
-class ResumeError(ValueError):
+class ResumeError(ConfigError):
     """A run that cannot go on here as it began; the message says what differs and what to do."""
 
 
