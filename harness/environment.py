@@ -182,10 +182,17 @@ class _Gpu:
 
 def _gpus() -> list[Device]:
     build = "rocm" if _torch_build().get("hip", "None") != "None" else "cuda"
-    found = _attempt(_gpus_by_nvml) or _attempt(_gpus_by_tool) or []
-    if isinstance(found, Mapping):
-        return []
+    found = _visible(_gpus_by_nvml() or _gpus_by_tool())
     return [Device("cuda", index, gpu.name, gpu.capability, gpu.memory_bytes, build) for index, gpu in enumerate(found)]
+
+
+def _visible(gpus: list[_Gpu]) -> list[_Gpu]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names by number, in its order; all without it, or where it names them otherwise."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    numbers = [part.strip() for part in (named or "").split(",") if part.strip()]
+    if named is None or not all(number.isdigit() for number in numbers):
+        return gpus
+    return [gpus[int(number)] for number in numbers if int(number) < len(gpus)]
 
 
 def _gpus_by_nvml() -> list[_Gpu]:

@@ -187,3 +187,14 @@ def test_not_even_the_control_cell_hides_an_empty_sweep(attnbench: Command, tmp_
     """`--only` with an implementation that cannot run here measures nothing."""
     (tmp_path / "c.yaml").write_text(CONFIG)
     assert attnbench("run", "c.yaml", "--only", "sdpa_cudnn").returncode == 14
+
+
+def test_memory_alone_takes_one_launch(attnbench: Command, tmp_path: Path) -> None:
+    """A memory-only sweep has one round and no time; nothing is ranked, and memory is there."""
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    done = attnbench("run", "c.yaml", "--set", "protocol.measure=[memory]", "--only", "naive,chunked")
+    assert done.returncode == 0, done.stderr
+    frame = reports.load(tmp_path / done.stdout.splitlines()[-1])
+    assert set(frame["round"]) == {0}
+    assert frame["time_s"].isna().all()
+    assert frame["overhead_bytes"].notna().all()

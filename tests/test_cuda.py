@@ -152,7 +152,7 @@ def test_thermal_and_brake_reasons_void(reasons: int, void: str) -> None:
 
 def test_without_nvml_nothing_is_void() -> None:
     """Where the driver's library is missing the record says why, and launches count."""
-    watch = NvmlWatch(0, None, {"unreadable": "ModuleNotFoundError: No module named 'pynvml'"})
+    watch = NvmlWatch(0, readings={"unreadable": "ModuleNotFoundError: No module named 'pynvml'"})
     watch.read("before")
     assert watch.void_reason() == ""
 

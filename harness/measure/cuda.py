@@ -139,6 +139,7 @@ class NvmlWatch:
 
     index: int
     nvml: Any = None
+    uuid: str = ""  # torch's and NVML's indices differ where CUDA_VISIBLE_DEVICES is set
     readings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -149,8 +150,9 @@ class NvmlWatch:
 
             pynvml.nvmlInit()
         except Exception as error:  # noqa: BLE001 - the package and its driver fail in their own ways; the record says how
-            return cls(index, None, {"unreadable": f"{type(error).__name__}: {error}"})
-        return cls(index, pynvml)
+            return cls(index, readings={"unreadable": f"{type(error).__name__}: {error}"})
+        uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
+        return cls(index, pynvml, f"GPU-{uuid}" if uuid else "")
 
     def read(self, moment: str) -> None:
         """Store clocks in MHz, temperature in Celsius, power in watts, throttle reasons and other processes."""
@@ -158,7 +160,8 @@ class NvmlWatch:
             return
         nvml = self.nvml
         try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(self.index)
+            by_uuid, by_index = nvml.nvmlDeviceGetHandleByUUID, nvml.nvmlDeviceGetHandleByIndex
+            handle = by_uuid(self.uuid) if self.uuid else by_index(self.index)
             self.readings[moment] = {
                 "sm_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
                 "memory_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),

@@ -77,7 +77,7 @@ def protect_host(*, limit_memory: bool) -> None:
     import resource
 
     allowed = psutil.virtual_memory().available - RESERVE_BYTES
-    used = psutil.Process().memory_info().rss
+    used = psutil.Process().memory_info().data  # what this limit counts: private writable memory, touched or not
     if allowed > 0:
         resource.setrlimit(resource.RLIMIT_DATA, (used + allowed, resource.RLIM_INFINITY))
 

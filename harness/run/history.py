@@ -54,6 +54,6 @@ class History:
             (launch.cell, launch.round)
             for attempts in self._attempts.values()
             for launch in attempts[-1:]
-            if launch.outcome is not Outcome.OK
+            if launch.outcome not in (Outcome.OK, Outcome.UNSUPPORTED)
         }
-        self._ends.clear()
+        self._ends = {cell: end for cell, end in self._ends.items() if end[0] is Outcome.UNSUPPORTED}
