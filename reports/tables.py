@@ -107,10 +107,12 @@ def winners_table(cells: pd.DataFrame) -> Table:
 
 
 def _margin(ranked: pd.DataFrame) -> str:
-    """How the winner stands to the next: a tie where their intervals overlap."""
+    """How the winner stands to the next: a tie where their intervals overlap, nothing where either has too few launches."""
     if len(ranked) < 2:
         return "alone"
     best, second = ranked.iloc[0], ranked.iloc[1]
+    if best["estimate"].is_thin or second["estimate"].is_thin:
+        return f"too few launches to tell from {second['arm']}"
     if best["estimate"].overlaps(second["estimate"]):
         return f"a tie with {second['arm']}"
     return f"{fmt.ratio(second['time_s'] / best['time_s'])} as fast as {second['arm']}"

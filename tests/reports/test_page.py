@@ -179,9 +179,18 @@ def test_one_wrong_round_unranks_a_cell(tmp_path: Path) -> None:
 def test_overlapping_intervals_are_a_tie(tmp_path: Path) -> None:
     """Where intervals share a point no one is called faster."""
     one, other = cell("naive"), cell("sdpa")
-    launches = [launch(one, 0, 1.0e-3), launch(one, 1, 1.3e-3), launch(other, 0, 1.1e-3), launch(other, 1, 1.4e-3)]
+    times = {one.id: (1.0e-3, 1.1e-3, 1.3e-3), other.id: (1.1e-3, 1.2e-3, 1.4e-3)}
+    launches = [launch(each, round_, times[each.id][round_]) for each in (one, other) for round_ in range(3)]
     winners = tables.winners(frame.cells(make_run(tmp_path, [one, other], launches)))
     assert list(winners["against the next"]) == ["a tie with sdpa"]
+
+
+def test_few_launches_decide_nothing(tmp_path: Path) -> None:
+    """One launch of each has no spread at all, which is no reason to call one faster."""
+    one, other = cell("naive"), cell("sdpa")
+    launches = [launch(one, 0, 1e-3), launch(other, 0, 2e-3)]
+    winners = tables.winners(frame.cells(make_run(tmp_path, [one, other], launches)))
+    assert list(winners["against the next"]) == ["too few launches to tell from sdpa"]
     assert "thin" in winners["interval"][0]
 
 
