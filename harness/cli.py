@@ -80,13 +80,11 @@ def plan(config: ConfigArgument, plugin: PluginOption = None, set_: SetOption = 
     with _stated_errors():
         from . import listing
         from .plan import make_plan
-        from .run import runs
 
         failed = load_plugins(plugin or [])
         loaded = load_config(config, overrides=set_ or (), only=_names(only), tolerate_unknown=bool(failed))
         device = environment.find_device(loaded.config.device)
-        planned = runs.explained(make_plan(loaded.config, device), failed)
-        listing.print_plan(planned, loaded.config, device)
+        listing.print_plan(make_plan(loaded.config, device).explained(failed), loaded.config, device)
 
 
 @app.command("list")

@@ -42,11 +42,13 @@ def test_twelve_servers_agree(tmp_path: Path) -> None:
     for _ in range(12):
         server = ForkServer()
         try:
-            samples = measure(server, cell, tmp_path).samples
+            # A void launch is repeated, as in a run.
+            tries = (measure(server, cell, tmp_path) for _ in range(4))
+            counted = next((each for each in tries if not each.void), None) or measure(server, cell, tmp_path)
         finally:
             server.close()
-        assert samples is not None
-        medians.append(statistics.median(samples.times_s))
+        assert counted.samples is not None
+        medians.append(statistics.median(counted.samples.times_s))
     spread = max(medians) / min(medians) - 1
     print(f"spread between 12 servers: {spread:.1%} around {statistics.median(medians) * 1e3:.3f} ms")
     assert spread < 1.0

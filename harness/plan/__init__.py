@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from ...impls import AttentionProblem, Device, Pass
@@ -60,6 +60,13 @@ class Plan:
         most = math.inf if self.device.memory_bytes is None else self.device.memory_bytes
         costs = self.costs
         return tuple(cell for cell in self.cells if cell.id in costs and costs[cell.id].memory_bytes > most)
+
+    def explained(self, failed_plugins: Mapping[str, str]) -> Plan:
+        """A plan whose unknown implementations name the plugins that failed to import: there they may have been."""
+        if not failed_plugins:
+            return self
+        words = "; ".join(f"plugin {plugin} failed to import: {reason}" for plugin, reason in failed_plugins.items())
+        return replace(self, broken={cell: f"{reason}; {words}" for cell, reason in self.broken.items()})
 
 
 def make_plan(config: SweepConfig, device: Device, *, control: bool = True) -> Plan:

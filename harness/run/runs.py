@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...impls import Device
@@ -42,7 +42,7 @@ def begin(loaded: LoadedConfig, root: Path, plugins: Sequence[str], failed_plugi
     """A new run's folder under `root`. Errors: `DeviceError`, `ConfigError`, `StoreError`."""
     config = loaded.config
     device = environment.find_device(config.device)
-    plan = explained(make_plan(config, device), failed_plugins)
+    plan = make_plan(config, device).explained(failed_plugins)
     facts = environment.describe(device)
     machine = _machine(config, facts, device)
     info = RunInfo(
@@ -82,7 +82,7 @@ def reopen(run: Run, plugins: Sequence[str], failed_plugins: Mapping[str, str]) 
         )
     config = load_stored(run.info.config, tolerate_unknown=bool(failed_plugins))
     device = environment.find_device(run.info.device)
-    plan = explained(make_plan(config, device), failed_plugins)
+    plan = make_plan(config, device).explained(failed_plugins)
     planned, stored = {cell.id for cell in plan.cells}, {cell.id for cell in run.info.cells}
     if planned != stored:
         raise ResumeError(
@@ -91,14 +91,6 @@ def reopen(run: Run, plugins: Sequence[str], failed_plugins: Mapping[str, str]) 
             "begin a new run"
         )
     return Ready(run, plan, config, _machine(config, environment.describe(device), device))
-
-
-def explained(plan: Plan, failed_plugins: Mapping[str, str]) -> Plan:
-    """A plan whose unknown implementations name the plugins that failed to import: there they may have been."""
-    if not failed_plugins:
-        return plan
-    words = "; ".join(f"plugin {plugin} failed to import: {reason}" for plugin, reason in failed_plugins.items())
-    return replace(plan, broken={cell: f"{reason}; {words}" for cell, reason in plan.broken.items()})
 
 
 def _machine(config: SweepConfig, facts: Mapping[str, object], device: Device) -> Machine:
