@@ -25,8 +25,10 @@ class Exit(IntEnum):
 
 def of_sweep(run: Run) -> Exit:
     """13 where a cell failed, 14 where none was measured. UNSUPPORTED, OUT_OF_MEMORY and TIMED_OUT are results."""
+    from .verdicts.estimate import counted  # numpy, which --help does not need
+
     cells = {cell.id for cell in run.info.cells}  # a control cell of its own is not what was asked for
-    outcomes = {launch.outcome for launch in run.launches() if launch.cell in cells}
+    outcomes = {launch.outcome for launch in counted(run.launches()) if launch.cell in cells}
     if outcomes & FAILURES:
         return Exit.CELLS_FAILED
     return Exit.PASS if Outcome.OK in outcomes else Exit.NOTHING_MEASURED

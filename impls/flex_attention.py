@@ -59,6 +59,9 @@ class FlexAttention(Implementation):
         def call() -> Any:
             return compiled(*tensors, block_mask=block_mask, scale=scale, enable_gqa=grouped)
 
+        # torch compiles at the first call, for the grad mode that it finds.
+        with torch.set_grad_enabled(tensors.query.requires_grad):
+            call()
         return call
 
     def backend(self, operators: frozenset[str]) -> str | None:

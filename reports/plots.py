@@ -142,14 +142,16 @@ def speedup_plots(ranked: pd.DataFrame, baseline: str | None) -> list[Plot]:
         return []
     chosen = baseline if baseline in arms else next((each for each in ("sdpa", "naive") if each in arms), arms[0])
     plots = []
-    for passes, group in ranked.groupby("pass", sort=False):
+    for (passes, conditions), group in ranked.groupby(["pass", "conditions"], sort=False):
         times = group.pivot_table(index="problem", columns="arm", values="time_s", sort=False, observed=True)
         if chosen not in times or times.shape[1] < 2:
             continue
         speedups = times.rdiv(times[chosen], axis=0).dropna(axis=0, how="all")
         columns = [arm for arm in arms if arm in speedups and speedups[arm].notna().any()]
         left_out = max(0, len(speedups) - MOST_PROBLEMS)
-        plots.append(_heat_map(speedups[columns].head(MOST_PROBLEMS), str(passes), chosen, left_out))
+        plots.append(
+            _heat_map(speedups[columns].head(MOST_PROBLEMS), f"{passes} {conditions}".strip(), chosen, left_out)
+        )
     return plots
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..records import FAILURES, Launch, Outcome
+from ..records import Launch, Outcome
 
 #: From this many launches on there is a 95 % interval: a bootstrap of three covers 83 %.
 FEWEST_FOR_INTERVAL = 6
@@ -82,7 +82,7 @@ def estimate(launches: Sequence[Launch]) -> Estimate | None:
 def unranked_because(launches: Sequence[Launch]) -> str:
     """Why a cell is not ranked, from its counted launches; empty where it is."""
     for launch in launches:
-        if launch.outcome in FAILURES:
+        if launch.outcome is not Outcome.OK:
             return f"{launch.outcome} in round {launch.round}"
     if not any(each.outcome is Outcome.OK and each.samples is not None for each in launches):
         outcome = launches[0].outcome if launches else None
