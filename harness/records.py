@@ -47,6 +47,8 @@ class Samples(_Record):
     warmup_calls: int
     warmup_s: float
     wall_times_s: tuple[float, ...] = ()  # CUDA: the same samples by the host's clock, synchronised
+    outlived_s: float = 0.0  # CUDA: median of how long work went on after the region's own stream was done
+    gap_hidden: bool = True  # CUDA: False where the device waited for the host inside a sample
 
 
 class Accuracy(_Record):
@@ -58,6 +60,9 @@ class Accuracy(_Record):
     rms_bound: float | None = None  # None below 4,096 elements, where the rule does not ask
     rms_reference: float
     elements: int
+    # Of the block of rows that is nearest to its own bound, or furthest beyond; None where no head has a whole block.
+    block_rms_error: float | None = None
+    block_rms_bound: float | None = None
 
 
 class Memory(_Record):

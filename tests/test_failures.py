@@ -34,17 +34,21 @@ ENDINGS = {
     "fake_segfault": (Outcome.CRASHED, "SIGSEGV"),
     "fake_exits": (Outcome.CRASHED, "exited with code 0 before it reported"),
     "fake_missing_import": (Outcome.ERROR, "a_package_that_is_not_there"),
-    "fake_instant": (Outcome.IMPLAUSIBLE, "more than 4 times the best matrix product"),
+    "fake_instant": (Outcome.INCORRECT, "after the timing, after its inputs were changed in place"),
+    "fake_memoised": (Outcome.IMPLAUSIBLE, "more than 4 times the best matrix product"),
+    "fake_memoised_slowly": (Outcome.IMPLAUSIBLE, "answers are reused"),
     "fake_flood": (Outcome.OK, ""),
     "sdpa": (Outcome.OK, ""),
 }
+#: Fakes that are right forwards, and words of their detail backwards.
+BACKWARD_ENDINGS = {"fake_wrong_gradient": "dq", "fake_mutates_grad_out": "changed its input grad_out"}
 
 
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory: pytest.TempPathFactory) -> list[Launch]:
     """One run of all fakes beside an honest implementation."""
     folder = tmp_path_factory.mktemp("fakes")
-    names = [name for name in ENDINGS if name != "sdpa"] + ["fake_wrong_gradient"]
+    names = [name for name in ENDINGS if name != "sdpa"] + [*BACKWARD_ENDINGS]
     (folder / "fakes.yaml").write_text(CONFIG.format(names=", ".join(names)))
     command = [
         "attnbench",
@@ -83,13 +87,13 @@ def test_ends_as_its_outcome(name: str, launches: list[Launch]) -> None:
     assert all(words in each.detail for each in first)
 
 
-def test_wrong_gradient_is_found_backwards_only(launches: list[Launch]) -> None:
-    """Right values with wrong gradients pass forwards and fail backwards."""
-    ended = {each.name.split("/")[-1]: each for each in launches
-             if each.implementation == "fake_wrong_gradient" and each.round == 0}  # fmt: skip
+@pytest.mark.parametrize("name", BACKWARD_ENDINGS)
+def test_is_found_backwards_only(name: str, launches: list[Launch]) -> None:
+    """Right values pass forwards; what is wrong in the backward pass fails there."""
+    ended = {each.name.split("/")[-1]: each for each in launches if each.implementation == name and each.round == 0}
     assert ended["forward"].outcome is Outcome.OK
     assert ended["forward_backward"].outcome is Outcome.INCORRECT
-    assert "dq" in ended["forward_backward"].detail
+    assert BACKWARD_ENDINGS[name] in ended["forward_backward"].detail
 
 
 def test_only_ok_is_timed_to_be_ranked(launches: list[Launch]) -> None:

@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from attnbench.harness.cell import Cell
+from attnbench.harness.measure.check import check
 from attnbench.harness.measure.inputs import draw, problem_seed
 from attnbench.harness.measure.oracle import Selection, Truth, find_truth
 from attnbench.harness.measure.regions import Region
+from attnbench.harness.measure.subject import Subject
 from attnbench.harness.measure.tasks import CellTask, TruthTask
 from attnbench.harness.measure.timing import Budget, Span, half_width, sample
 from attnbench.harness.records import Measurement
 from attnbench.harness.run.fork_server import ForkServer
-from attnbench.impls import AttentionProblem
+from attnbench.impls import AttentionProblem, get
 
 COMMON = {"device": "cpu", "threads": 2, "seed": 0}
 SMALL = AttentionProblem(heads_q=4, heads_kv=4, seq_q=256, seq_kv=256, head_dim=64)
@@ -93,6 +95,7 @@ class _Scripted:
     """A clock whose samples are given."""
 
     resolution_s = 1e-9
+    most_repeats = 1_000_000
 
     def __init__(self, times: list[float]) -> None:
         self._times = times
@@ -131,6 +134,12 @@ def test_short_calls_are_repeated_until_a_sample_is_long_enough() -> None:
     samples = sample(_Nothing(), _Scripted([1e-6]), Budget(0.0, 1.0, 0.01))
     assert samples.repeats >= 1000
     assert statistics.median(samples.times_s) == pytest.approx(1e-6)
+
+
+def test_repeats_grow_when_the_warm_region_is_faster() -> None:
+    """Cold calls of 2 ms that become 0.1 ms are repeated until a sample is a millisecond again."""
+    samples = sample(_Nothing(), _Scripted([2e-3, 2e-3, 1e-4]), Budget(0.0, 1.0, 0.01))
+    assert samples.repeats >= 10
 
 
 def test_half_width_needs_six() -> None:
@@ -195,3 +204,45 @@ def test_inputs_depend_on_the_problem_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first.query, other.query)
     assert 0.9 < first.query.std() < 1.1
+
+
+def test_wrong_tail_of_a_head_does_not_hide() -> None:
+    """Errors in the last rows, below any bound on the maximum and lost in the mean of all, are found in their block."""
+    problem = AttentionProblem(heads_q=8, heads_kv=8, seq_q=1000, seq_kv=1000, head_dim=64, dtype="bfloat16")
+    inputs = draw(problem, 0)
+    truth = find_truth(problem, inputs, Selection.within(problem, backward=False, seed=0), backward=False)
+    subject = Subject(get("naive", {}), problem, "forward", "cpu")
+    subject.place(inputs)
+    subject.prepare()
+    out = subject.outputs(inputs.grad_out)["out"]
+    assert out is not None
+    assert not check(subject, inputs, truth, {"out": out}).faults
+    reference = truth.references["out"]
+    out[0, 0, -40:] += 0.3 * reference.max_bound
+    verdict = check(subject, inputs, truth, {"out": out})
+    each = verdict.accuracy["out"]
+    assert each.max_error <= each.max_bound
+    assert each.rms_bound is not None
+    assert each.rms_error <= each.rms_bound
+    assert ["in one block of rows" in fault for fault in verdict.faults] == [True]
+
+
+def test_tf32_products_are_judged_by_tf32() -> None:
+    """An honest product of operands rounded to 10 bits fails the rule of IEEE float32, and passes its own."""
+    inputs = draw(SMALL, 0)
+    selection = Selection.within(SMALL, backward=False, seed=0)
+    ieee, tf32 = (find_truth(SMALL, inputs, selection, backward=False, float32=kind) for kind in ("ieee", "tf32"))
+    query, key, value = (_tf32(each) for each in inputs[:3])
+    weights = torch.softmax(query @ key.transpose(-2, -1) * SMALL.softmax_scale, -1)
+    out = _tf32(weights) @ value
+    subject = Subject(get("naive", {}), SMALL, "forward", "cpu")
+    subject.place(inputs)
+    assert check(subject, inputs, ieee, {"out": out}).faults
+    assert not check(subject, inputs, tf32, {"out": out}).faults
+    assert check(subject, inputs, tf32, {"out": 1.01 * out}).faults
+
+
+def _tf32(tensor: torch.Tensor) -> torch.Tensor:
+    """10 bits of mantissa, by arithmetic: what is added cancels but for the rounding."""
+    shift = tensor.double() * (2.0**42 + 1)
+    return (shift - (shift - tensor.double())).float()

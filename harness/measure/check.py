@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..cell import Float32
 from ..records import Accuracy
 from .inputs import Inputs, torch_dtype
-from .oracle import Reference, Selection, Truth, find_truth, rms
+from .oracle import Reference, Selection, Truth, block_rms, find_truth, rms
 from .subject import Subject
 
 #: Rows of the second check, which sees whether the output follows its inputs.
@@ -27,7 +28,7 @@ class Verdict:
 
 
 def check(subject: Subject, inputs: Inputs, truth: Truth, first: dict[str, Tensor | None]) -> Verdict:
-    """Judge the outputs of the first run (made with the truth's grad_out) against the truth."""
+    """Judge the outputs of the first run, made with these inputs, their grad_out as the truth restricts it."""
     verdict = Verdict()
     verdict.faults += _malformed(subject, first)
     verdict.faults += _changed_inputs(subject, inputs)
@@ -37,11 +38,11 @@ def check(subject: Subject, inputs: Inputs, truth: Truth, first: dict[str, Tenso
     return verdict
 
 
-def check_follows(subject: Subject, changed: Inputs, seed: int) -> list[str]:
+def check_follows(subject: Subject, changed: Inputs, seed: int, float32: Float32 = "ieee") -> list[str]:
     """Change the inputs in place, run again, and compare some rows: a cached answer or gradient is found here."""
     problem = subject.problem
     selection = Selection.of_rows(problem, random.Random(seed), FOLLOW_ROWS)
-    truth = find_truth(problem, changed, selection, backward=subject.has_backward)
+    truth = find_truth(problem, changed, selection, backward=subject.has_backward, float32=float32)
     subject.change_inputs(changed)
     outputs = subject.outputs(selection.restrict_grad_out(changed.grad_out, problem))
     malformed = _malformed(subject, outputs)
@@ -78,11 +79,11 @@ def _shares_storage(tensor: Tensor, inputs: tuple[Tensor, ...]) -> bool:
 
 
 def _changed_inputs(subject: Subject, inputs: Inputs) -> list[str]:
-    names = ("query", "key", "value")
+    used = (*subject.leaves, *([subject.used_grad_out] if subject.has_backward else []))
     return [
         f"the call changed its input {name}"
-        for name, leaf, original in zip(names, subject.leaves, inputs, strict=False)
-        if not torch.equal(subject.as_problem(leaf), original)
+        for name, tensor, original in zip(inputs._fields, used, inputs, strict=False)
+        if not torch.equal(subject.as_problem(tensor), original)
     ]
 
 
@@ -101,7 +102,10 @@ def _accuracy(selected: Tensor, reference: Reference) -> Accuracy:
     error = (selected.double() - reference.value).abs().nan_to_num(nan=math.inf, posinf=math.inf)
     worst, spread = error.max().item(), rms(error)
     most = torch.finfo(torch.float64).max
+    block_error, block_bound = _worst_block(error, reference)
     return Accuracy(
+        block_rms_error=None if block_error is None else min(block_error, most),
+        block_rms_bound=block_bound,
         max_error=min(worst, most),
         max_bound=reference.max_bound,
         rms_error=min(spread, most),
@@ -109,6 +113,15 @@ def _accuracy(selected: Tensor, reference: Reference) -> Accuracy:
         rms_reference=reference.rms,
         elements=selected.numel(),
     )
+
+
+def _worst_block(error: Tensor, reference: Reference) -> tuple[float | None, float | None]:
+    """RMS error and bound of the block that uses the largest share of its bound."""
+    bounds, errors = reference.block_bounds, block_rms(error)
+    if bounds is None or errors is None:
+        return None, None
+    worst = int((errors / bounds.clamp_min(torch.finfo(torch.float64).tiny)).nan_to_num(nan=math.inf).argmax())
+    return errors.flatten()[worst].item(), bounds.flatten()[worst].item()
 
 
 def _broken_rules(accuracy: dict[str, Accuracy]) -> list[str]:
@@ -120,4 +133,9 @@ def _broken_rules(accuracy: dict[str, Accuracy]) -> list[str]:
             faults.append(f"{name} is off by {each.max_error:.3g}, allowed {each.max_bound:.3g}")
         elif each.rms_bound is not None and each.rms_error > each.rms_bound:
             faults.append(f"{name} has an RMS error of {each.rms_error:.3g}, allowed {each.rms_bound:.3g}")
+        elif each.block_rms_error is not None and each.block_rms_error > (each.block_rms_bound or 0.0):
+            faults.append(
+                f"{name} has an RMS error of {each.block_rms_error:.3g} in one block of rows, "
+                f"allowed {each.block_rms_bound or 0.0:.3g}"
+            )
     return faults

@@ -39,10 +39,11 @@ def run_case(implementation: Implementation, problem: AttentionProblem, device: 
     subject = Subject(implementation, problem, passes, str(device))
     inputs = draw(problem, problem_seed(problem, 0))
     subject.place(inputs)
+    inputs = inputs._replace(grad_out=truth.selection.restrict_grad_out(inputs.grad_out, problem))
     try:
         with implementation.context():
             subject.prepare()
-            first = subject.outputs(truth.selection.restrict_grad_out(inputs.grad_out, problem))
+            first = subject.outputs(inputs.grad_out)
             faults = check(subject, inputs, truth, first).faults
             if not faults:
                 faults = check_follows(subject, draw(problem, problem_seed(problem, 0) + 1), seed=0)

@@ -5,19 +5,24 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from .proof import cuda_kernels
-from .regions import Region
+from .regions import Region, once
 from .timing import Span
 
-#: A device-side sleep before each sample, in cycles: long enough that the host has queued the whole sample by then.
-GAP_CYCLES = 2_000_000
+#: A device-side sleep before each sample, in cycles: about 1 ms at first, and doubled, up to half a second, as long as the
+#: device begins a sample before the host has queued it.
+GAP_CYCLES, MOST_GAP_CYCLES = 2_000_000, 1_000_000_000
+#: A driver queues about a thousand launches before it makes the host wait; a pass has a handful.
+MOST_REPEATS = 128
 #: Throttle reasons of NVML that void a launch: thermal and power brake (nvml.h, nvmlClocksEventReasons).
 _VOID_REASONS = {0x08: "hardware slowdown", 0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown",
                  0x80: "hardware power brake"}  # fmt: skip
@@ -26,14 +31,16 @@ _VOID_REASONS = {0x08: "hardware slowdown", 0x20: "software thermal slowdown", 0
 class CudaClock:
     """CUDA events around a sample, the launch gap hidden behind a device-side sleep.
 
-    `cold` flushes twice the L2 cache before each pass, outside the events; a cold sample times each pass apart.
+    `cold` flushes twice the L2 cache before a pass, outside the events, so that a cold sample is one pass.
     """
 
     resolution_s = 0.5e-6  # CUDA runtime API, cudaEventElapsedTime
 
-    def __init__(self, *, cold: bool, cuda: Any = torch.cuda) -> None:
+    def __init__(self, *, cold: bool = False, cuda: Any = torch.cuda) -> None:
         self._cuda = cuda
+        self._gap_cycles = GAP_CYCLES
         self._flush: Any = None
+        self.most_repeats = 1 if cold else MOST_REPEATS
         if cold:
             size = 2 * int(cuda.get_device_properties(cuda.current_device()).L2_cache_size)
             self._flush = (
@@ -42,35 +49,44 @@ class CudaClock:
 
     def time(self, region: Region, repeats: int) -> Span:
         """Device seconds between the events, and host seconds with synchronisation."""
-        parts = [1] * repeats if self._flush is not None else [repeats]
-        spans = [self._once(region, count) for count in parts]
-        return Span(sum(each.device_s for each in spans), sum(each.wall_s for each in spans))
+        while True:
+            span = self._by_events(region, repeats)
+            if span.gap_hidden or self._gap_cycles >= MOST_GAP_CYCLES:
+                break
+            self._gap_cycles *= 2
+        # The host's time cannot be told apart from the sleep, so it is taken on a run of its own.
+        return replace(span, wall_s=self._by_host(region, repeats))
 
-    def _once(self, region: Region, repeats: int) -> Span:
+    def _by_events(self, region: Region, repeats: int) -> Span:
+        begin, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
+        with self._ready(region, repeats):
+            self._cuda._sleep(self._gap_cycles)  # noqa: SLF001 - torch offers no public device-side sleep
+            begin.record()
+            region.run(repeats)
+            end.record()
+            gap_hidden = not begin.query()
+            end.synchronize()
+            own = time.perf_counter()
+            self._cuda.synchronize()
+            outlived_s = time.perf_counter() - own
+        return Span(begin.elapsed_time(end) * 1e-3, 0.0, outlived_s, gap_hidden)
+
+    def _by_host(self, region: Region, repeats: int) -> float:
+        with self._ready(region, repeats):
+            begin = time.perf_counter()
+            region.run(repeats)
+            self._cuda.synchronize()
+            return time.perf_counter() - begin
+
+    @contextmanager
+    def _ready(self, region: Region, repeats: int) -> Iterator[None]:
+        """Set up, the cache flushed where it is to be cold, and the device idle."""
         region.set_up(repeats)
         if self._flush is not None:
             self._flush.zero_()
         self._cuda.synchronize()
-        begin, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
-        self._cuda._sleep(GAP_CYCLES)  # noqa: SLF001 - torch offers no public device-side sleep
-        begin.record()
-        region.run(repeats)
-        end.record()
-        self._cuda.synchronize()
-        # The host's time cannot be told apart from the sleep, so it is taken on a run of its own.
-        device_s = begin.elapsed_time(end) * 1e-3
+        yield
         region.clear()
-        return Span(device_s, self._wall(region, repeats))
-
-    def _wall(self, region: Region, repeats: int) -> float:
-        region.set_up(repeats)
-        self._cuda.synchronize()
-        begin = time.perf_counter()
-        region.run(repeats)
-        self._cuda.synchronize()
-        end = time.perf_counter()
-        region.clear()
-        return end - begin
 
 
 class EmptyCaptureError(RuntimeError):
@@ -89,12 +105,13 @@ class GraphReplay(Region):
         cuda: Any = torch.cuda,
         kernels_of: Callable[[Callable[[], Any]], tuple[str, ...]] = cuda_kernels,
     ) -> None:
+        self._region = region  # the graph reads what it set up
         side = cuda.Stream()
+        side.wait_stream(cuda.current_stream())
         with cuda.stream(side):
             for _ in range(3):  # torch's notes on CUDA graphs ask for a warm-up off the default stream
-                region.set_up(1)
-                region.run(1)
-                region.clear()
+                once(region)
+        cuda.current_stream().wait_stream(side)
         cuda.synchronize()
         self._graph = cuda.CUDAGraph()
         region.set_up(1)
@@ -115,22 +132,25 @@ class CudaMemoryMeter:
 
     source = "cuda allocator"
 
+    def __init__(self, cuda: Any = torch.cuda) -> None:
+        self._cuda = cuda
+
     def settle(self) -> None:
         """Wait for the device."""
-        torch.cuda.synchronize()
+        self._cuda.synchronize()
 
     def mark(self) -> None:
         """Begin a new peak."""
-        torch.cuda.reset_peak_memory_stats()
+        self._cuda.reset_peak_memory_stats()
 
     def used_bytes(self) -> int:
         """Bytes in tensors now."""
-        return torch.cuda.memory_allocated()
+        return int(self._cuda.memory_allocated())
 
     def peak_bytes(self) -> int:
         """The most bytes in tensors since the mark."""
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated()
+        self._cuda.synchronize()
+        return int(self._cuda.max_memory_allocated())
 
 
 @dataclass
@@ -155,29 +175,42 @@ class NvmlWatch:
         return cls(index, pynvml, f"GPU-{uuid}" if uuid else "")
 
     def read(self, moment: str) -> None:
-        """Store clocks in MHz, temperature in Celsius, power in watts, throttle reasons and other processes."""
+        """Store clocks in MHz, temperature in Celsius, power in watts, throttle reasons and other processes.
+
+        A field that the driver does not offer is stored as unreadable, and takes no other with it.
+        """
         if self.nvml is None:
             return
         nvml = self.nvml
         try:
             by_uuid, by_index = nvml.nvmlDeviceGetHandleByUUID, nvml.nvmlDeviceGetHandleByIndex
             handle = by_uuid(self.uuid) if self.uuid else by_index(self.index)
-            self.readings[moment] = {
-                "sm_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-                "memory_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-                "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-                "power_w": nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-                "throttle_reasons": nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
-                "processes": len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
-            }
         except nvml.NVMLError as error:
             self.readings[moment] = {"unreadable": str(error)}
+            return
+        fields: dict[str, Callable[[], float]] = {
+            "sm_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "memory_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+            "throttle_reasons": lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+            "other_processes": lambda: sum(
+                each.pid != os.getpid() for each in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            ),
+        }
+        self.readings[moment] = {name: self._field(read) for name, read in fields.items()}
+
+    def _field(self, read: Callable[[], float]) -> float | str:
+        try:
+            return read()
+        except (self.nvml.NVMLError, AttributeError) as error:  # older bindings lack a function, older GPUs a sensor
+            return f"unreadable: {error}"
 
     def void_reason(self) -> str:
         """Thermal or power-brake throttling before or after the launch; empty where there was none."""
         for moment in ("before", "after"):
             bits = self.readings.get(moment, {}).get("throttle_reasons", 0)
-            names = [name for bit, name in _VOID_REASONS.items() if bits & bit]
+            names = [name for bit, name in _VOID_REASONS.items() if isinstance(bits, int) and bits & bit]
             if names:
                 return f"the GPU was throttled {moment} the launch: {', '.join(names)}"
         return ""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .regions import Region, once
 
 
 class _OperatorRecorder(TorchDispatchMode):
@@ -23,10 +26,10 @@ class _OperatorRecorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def dispatched(call: Callable[[], Any]) -> frozenset[str]:
-    """The aten operators that one call under `no_grad` dispatches, such as `aten.bmm.default`."""
-    with torch.no_grad(), _OperatorRecorder() as recorder:
-        call()
+def dispatched(region: Region) -> frozenset[str]:
+    """The aten operators that one pass of a region dispatches, such as `aten.bmm.default`."""
+    with _OperatorRecorder() as recorder:
+        once(region)
     return frozenset(recorder.operators)
 
 
@@ -37,5 +40,12 @@ def cuda_kernels(call: Callable[[], Any]) -> tuple[str, ...]:
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         call()
         torch.cuda.synchronize()
-    events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
-    return tuple(event.key for event in events if not event.key.startswith(("Memcpy", "Memset", "cuda")))
+    return kernel_names(profiler.key_averages())
+
+
+def kernel_names(events: Iterable[Any]) -> tuple[str, ...]:
+    """Of the profiler's averages those of the device, which are kernels, copies and fills; the host's are runtime calls."""
+    on_device = [
+        each for each in events if each.device_type == DeviceType.CUDA and not each.key.startswith(("Memcpy", "Memset"))
+    ]
+    return tuple(each.key for each in sorted(on_device, key=lambda each: -each.self_device_time_total))

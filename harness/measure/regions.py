@@ -89,6 +89,13 @@ class Empty(Region):
             call()
 
 
+def once(region: Region) -> None:
+    """One pass with its set-up, for whoever looks at what it does."""
+    region.set_up(1)
+    region.run(1)
+    region.clear()
+
+
 def _nothing() -> None:
     return None
 

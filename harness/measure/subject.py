@@ -26,6 +26,7 @@ class Subject:
         self.call: Callable[[], Any]
         self.leaves: tuple[Tensor, Tensor, Tensor]
         self.grad_out: Tensor
+        self.used_grad_out: Tensor  # of the last `outputs`
 
     @property
     def has_backward(self) -> bool:
@@ -58,13 +59,14 @@ class Subject:
 
         `grad_out` is `[B, Hq, Sq, D]` on any device.
         """
+        self.used_grad_out = self._laid_out(grad_out)
         with torch.set_grad_enabled(self.has_backward):
             out: Tensor = self.implementation.as_torch(self.call())
         outputs: dict[str, Tensor | None] = {"out": out}
         if self.has_backward:
             gradients: tuple[Tensor | None, ...] = (None, None, None)
             if isinstance(out, Tensor) and out.requires_grad:
-                gradients = torch.autograd.grad(out, self.leaves, self._laid_out(grad_out), allow_unused=True)
+                gradients = torch.autograd.grad(out, self.leaves, self.used_grad_out, allow_unused=True)
             outputs |= dict(zip(("dq", "dk", "dv"), gradients, strict=True))
         return outputs
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...impls import AttentionProblem
-from ..cell import Cell, Conditions
+from ..cell import Cell, Conditions, Float32
 from ..records import Ceilings
 
 #: The first line of a server: torch is imported, requests may come.
@@ -43,6 +43,7 @@ class TruthTask(_Task):
     task: Literal["truth"] = "truth"
     problem: AttentionProblem
     backward: bool
+    float32: Float32 = "ieee"
     truth_path: str
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,12 +28,15 @@ class Span:
 
     device_s: float
     wall_s: float
+    outlived_s: float = 0.0  # CUDA: how long the device worked on after the region's own stream was done
+    gap_hidden: bool = True  # CUDA: whether the host had queued the whole sample before the device began it
 
 
 class Clock(Protocol):
-    """Times a region; `resolution_s` is the shortest span that it tells apart."""
+    """Times a region; `resolution_s` is the shortest span that it tells apart, `most_repeats` its most in one sample."""
 
     resolution_s: float
+    most_repeats: int
 
     def time(self, region: Region, repeats: int) -> Span:
         """Seconds of `repeats` passes, in all."""
@@ -41,6 +45,8 @@ class Clock(Protocol):
 
 class CpuClock:
     """`time.perf_counter_ns`."""
+
+    most_repeats = 1_000_000
 
     def __init__(self) -> None:
         self.resolution_s = max(time.get_clock_info("perf_counter").resolution, 1e-9)
@@ -69,8 +75,7 @@ def sample(region: Region, clock: Clock, budget: Budget) -> Samples:
     """Find the inner repeats, warm up, and take samples until they are precise enough or the budget ends."""
     with _no_garbage_collection():
         begin = time.perf_counter()
-        repeats, last, warm_calls = _calibrate(region, clock)
-        warm_calls += _warm_up(region, clock, repeats, last, begin + budget.max_time_s / 4)
+        repeats, warm_calls = _warm_up(region, clock, begin + budget.max_time_s / 4)
         warm_s = time.perf_counter() - begin
         spans, stop = _take(region, clock, repeats, budget)
     times = tuple(span.device_s / repeats for span in spans)
@@ -82,6 +87,8 @@ def sample(region: Region, clock: Clock, budget: Budget) -> Samples:
         warmup_calls=warm_calls,
         warmup_s=warm_s,
         wall_times_s=() if walls == times else walls,
+        outlived_s=statistics.median(span.outlived_s for span in spans),
+        gap_hidden=all(span.gap_hidden for span in spans),
     )
 
 
@@ -98,29 +105,36 @@ def half_width(times: list[float]) -> float:
     return (ordered[high] - ordered[low]) / 2 / middle if middle > 0 else math.inf
 
 
-def _calibrate(region: Region, clock: Clock) -> tuple[int, float, int]:
-    """Inner repeats so that a sample is long enough; the last sample's seconds; calls made."""
+def _warm_up(region: Region, clock: Clock, deadline: float) -> tuple[int, int]:
+    """Find the inner repeats and run until two samples agree: repeats, and calls made.
+
+    A warm region may be faster than a cold one, so that a sample which has become too short asks for more repeats.
+    """
     target = max(SAMPLE_S, 1000 * clock.resolution_s)
-    repeats, calls = 1, 0
+    most = min(region.most_repeats, clock.most_repeats)
+    repeats, seconds, calls = _calibrate(region, clock, target, most, 1)
+    while time.perf_counter() < deadline:
+        last, seconds = seconds, clock.time(region, repeats).device_s
+        calls += repeats
+        if seconds < target and repeats < most:
+            repeats, seconds, more = _calibrate(region, clock, target, most, repeats)
+            calls += more
+        elif abs(seconds - last) <= WARM_AGREEMENT * max(seconds, last):
+            break
+    return repeats, calls
+
+
+def _calibrate(region: Region, clock: Clock, target: float, most: int, repeats: int) -> tuple[int, float, int]:
+    """Inner repeats so that a sample is long enough; the last sample's seconds; calls made."""
+    calls = 0
     while True:
         # The shorter of two: one slow first sample must not pass for a long one.
         seconds = min(clock.time(region, repeats).device_s for _ in range(2))
         calls += 2 * repeats
-        if seconds >= target or repeats >= region.most_repeats:
+        if seconds >= target or repeats >= most:
             return repeats, seconds, calls
         wanted = math.ceil(1.2 * target / max(seconds, 1e-9) * repeats)
-        repeats = min(region.most_repeats, max(2 * repeats, min(wanted, 100 * repeats)))
-
-
-def _warm_up(region: Region, clock: Clock, repeats: int, last: float, deadline: float) -> int:
-    calls = 0
-    while time.perf_counter() < deadline:
-        seconds = clock.time(region, repeats).device_s
-        calls += repeats
-        if abs(seconds - last) <= WARM_AGREEMENT * max(seconds, last):
-            break
-        last = seconds
-    return calls
+        repeats = min(most, max(2 * repeats, min(wanted, 100 * repeats)))
 
 
 def _take(

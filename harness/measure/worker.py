@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 import traceback
 import warnings
@@ -13,20 +14,21 @@ from pathlib import Path
 import torch
 
 from ...impls import RefusedError, UnknownImplementationError, get, load_plugin, names
-from ..records import Measurement, Outcome, Phases
+from ..records import Measurement, Outcome, Phases, Samples
 from . import ceilings, counters, memory, process, proof
 from .check import check, check_follows
 from .cuda import CudaClock, CudaMemoryMeter, GraphReplay, NvmlWatch
-from .inputs import draw, problem_seed
+from .inputs import Inputs, draw, problem_seed
 from .oracle import Selection, Truth, find_truth
-from .regions import Region, region_of
+from .regions import once, region_of
+from .reuse import reuses_answers
 from .subject import Subject
 from .tasks import CeilingsTask, CellTask, Probe, Task, TruthDone, TruthTask
 from .timing import Budget, Clock, CpuClock, sample
 
 _MEMORY_WORDS = ("can't allocate memory", "out of memory", "not enough memory", "bad_alloc", "cannot allocate memory")
-#: The second set of inputs, which the output must follow.
-_SECOND = 1
+#: Added to a problem's seed: the inputs that the output must follow before the timing, and after it.
+_SECOND, _THIRD = 1, 2
 
 
 def perform(task: Task) -> str:
@@ -89,6 +91,8 @@ class _Draft:
                 return
             if self.task.measure_time:
                 self._time(subject)
+                if not self._check_again(subject):
+                    return
             if self.task.measure_memory:
                 self._weigh(subject)
 
@@ -118,39 +122,67 @@ class _Draft:
         with self._phase("check_s"):
             inputs = draw(problem, problem_seed(problem, seed))
             truth = Truth.load(Path(self.task.truth_path))
-            grad_out = truth.selection.restrict_grad_out(inputs.grad_out, problem)
+            inputs = inputs._replace(grad_out=truth.selection.restrict_grad_out(inputs.grad_out, problem))
             with self._phase("first_call_s"):
-                first = subject.outputs(grad_out)
+                first = subject.outputs(inputs.grad_out)
                 if subject.device.type == "cuda":
-                    torch.cuda.synchronize()
+                    # Its own stream alone: what works on another must have made it wait.
+                    torch.cuda.current_stream().synchronize()
             verdict = check(subject, inputs, truth, first)
-            faults = verdict.faults
             del first, inputs
-            if not faults:
-                faults = check_follows(subject, draw(problem, problem_seed(problem, seed) + _SECOND), seed)
+            self.fields |= {"accuracy": verdict.accuracy, "checked_share": truth.selection.share(problem)}
+            faults = verdict.faults or self._follows(subject, self._inputs(_SECOND))
             if not faults:
                 self._prove(subject)
-        self.fields |= {"accuracy": verdict.accuracy, "checked_share": truth.selection.share(problem)}
+        return self._is_right(faults)
+
+    def _check_again(self, subject: Subject) -> bool:
+        """After the timing: answers that were right before it and are kept or dropped later are found here."""
+        with self._phase("check_s"):
+            samples = self.fields["samples"]
+            assert isinstance(samples, Samples)
+            third = self._inputs(_THIRD)
+            median_s, budget_s = statistics.median(samples.times_s), self.task.max_time_s
+            reused = reuses_answers(subject, self._clock(subject), (self._inputs(0), third), median_s, budget_s)
+            faults = self._follows(subject, third)
+        if not self._is_right([f"after the timing, {fault}" for fault in faults]):
+            del self.fields["samples"]  # nobody knows what was timed
+            return False
+        if reused:
+            self.end(Outcome.IMPLAUSIBLE, reused)
+        return not reused
+
+    def _inputs(self, number: int) -> Inputs:
+        problem = self.task.cell.problem
+        return draw(problem, problem_seed(problem, self.task.seed) + number)
+
+    def _follows(self, subject: Subject, changed: Inputs) -> list[str]:
+        return check_follows(subject, changed, self.task.seed, self.task.cell.conditions.float32)
+
+    def _is_right(self, faults: list[str]) -> bool:
         if faults:
             self.end(Outcome.INCORRECT, "; ".join(faults))
         return not faults
 
     def _prove(self, subject: Subject) -> None:
-        implementation = subject.implementation
-        operators = proof.dispatched(subject.call) if implementation.traced else frozenset[str]()
+        """From one pass of the region that will be timed: gradients may take another backend than values alone."""
+        implementation, region = subject.implementation, region_of(subject)
+        operators = proof.dispatched(region) if implementation.traced else frozenset[str]()
         self.fields["backend"] = implementation.backend(operators) or ""
-        if self.task.name_kernels and subject.device.type == "cuda":
-            self.fields["kernels"] = proof.cuda_kernels(subject.call)
+
+    @staticmethod
+    def _is_on_cuda(subject: Subject) -> bool:
+        return subject.device.type == "cuda"
+
+    def _clock(self, subject: Subject) -> Clock:
+        return CudaClock(cold=self.task.cell.conditions.cache == "cold") if self._is_on_cuda(subject) else CpuClock()
 
     def _time(self, subject: Subject) -> None:
-        conditions = self.task.cell.conditions
-        on_cuda = subject.device.type == "cuda"
-        clock: Clock = CudaClock(cold=conditions.cache == "cold") if on_cuda else CpuClock()
-        region: Region = region_of(subject)
+        clock, region = self._clock(subject), region_of(subject)
         with self._phase("prepare_s"):
-            if conditions.cuda_graph:
+            if self.task.cell.conditions.cuda_graph:
                 region = GraphReplay(region)
-            watch = NvmlWatch.open(subject.device.index or 0) if on_cuda else None
+            watch = NvmlWatch.open(subject.device.index or 0) if self._is_on_cuda(subject) else None
         with self._phase("timing_s"):
             if watch:
                 watch.read("before")
@@ -164,10 +196,13 @@ class _Draft:
                 counted = counted.model_copy(update={"gpu": watch.readings})
         self.fields |= {"counters": counted}
         self.fields["void"] = counters.void_reason(counted) or (watch.void_reason() if watch else "")
+        if self.task.name_kernels and self._is_on_cuda(subject):
+            with self._phase("check_s"):
+                self.fields["kernels"] = proof.cuda_kernels(lambda: once(region))
 
     def _weigh(self, subject: Subject) -> None:
         with self._phase("memory_s"):
-            if subject.device.type == "cuda":
+            if self._is_on_cuda(subject):
                 self.fields["memory"] = memory.measure(subject, CudaMemoryMeter())
             elif memory.ResidentSetMeter.is_available():
                 self.fields["memory"] = memory.measure(subject, memory.ResidentSetMeter())
@@ -184,12 +219,14 @@ class _Draft:
 def _store_truth(task: TruthTask) -> TruthDone:
     seed = problem_seed(task.problem, task.seed)
     selection = Selection.within(task.problem, backward=task.backward, seed=seed)
-    truth = find_truth(task.problem, draw(task.problem, seed), selection, backward=task.backward)
+    truth = find_truth(task.problem, draw(task.problem, seed), selection, backward=task.backward, float32=task.float32)
     truth.save(Path(task.truth_path))
     return TruthDone(checked_share=selection.share(task.problem))
 
 
 def _probe(task: CeilingsTask) -> Probe:
+    if task.device.startswith("cuda"):
+        torch.cuda.set_device(task.device)
     facts = {
         "blas": "MKL" if torch.backends.mkl.is_available() else "other",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

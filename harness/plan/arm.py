@@ -58,7 +58,7 @@ class Arm:
             raise ArmError(self.failure)
         try:
             refusals = self.implementation.supports(cell.problem, cell.passes, device).reasons
-            return (*map(str, refusals), *_of_conditions(cell.conditions))
+            return (*map(str, refusals), *_of_conditions(cell, device))
         except Exception as error:
             raise ArmError(f"{self.name}: supports() failed: {_described(error)}") from error
 
@@ -67,12 +67,22 @@ class ArmError(Exception):
     """An implementation that is unknown, cannot be imported or fails to say what it supports."""
 
 
-def _of_conditions(conditions: Conditions) -> tuple[str, ...]:
-    if conditions.device == "cuda":
-        return ()
-    cold = ("cache cold: needs a CUDA device; on a CPU the suite measures warm caches alone",)
-    graph = ("cuda_graph true: needs a CUDA device",)
-    return (cold if conditions.cache == "cold" else ()) + (graph if conditions.cuda_graph else ())
+def _of_conditions(cell: Cell, device: Device) -> tuple[str, ...]:
+    conditions, reasons = cell.conditions, []
+    on_cuda = conditions.device == "cuda"
+    if conditions.cache == "cold" and not on_cuda:
+        reasons.append("cache cold: needs a CUDA device; on a CPU the suite measures warm caches alone")
+    if conditions.cuda_graph and not on_cuda:
+        reasons.append("cuda_graph true: needs a CUDA device")
+    if conditions.cuda_graph and cell.passes == "backward":
+        reasons.append(
+            "cuda_graph true with pass backward: needs forward or forward_backward; a replay builds no new graph"
+        )
+    # A capability that could not be read refuses nothing.
+    has_tf32 = on_cuda and (device.capability is None or device.capability >= (8, 0))
+    if conditions.float32 == "tf32" and cell.problem.dtype == "float32" and not has_tf32:
+        reasons.append("float32 tf32: needs a CUDA device of compute capability 8.0 or higher; ieee runs everywhere")
+    return tuple(reasons)
 
 
 def _described(error: Exception) -> str:

@@ -11,6 +11,8 @@ from ..records import Ceilings, Measurement
 MARGIN = 1.1
 #: Where no theoretical peak is known: ONNX Runtime honestly does twice torch's own product on an AMD CPU.
 GEMM_FACTOR = 4.0
+#: Work that goes on after the timed region's stream is done: more than this share of a sample, and than a host's jitter.
+OUTLIVED_SHARE, OUTLIVED_S = 0.05, 50e-6
 
 
 def beats_physics(cell: Cell, measurement: Measurement, ceilings: Ceilings) -> str:
@@ -20,6 +22,9 @@ def beats_physics(cell: Cell, measurement: Measurement, ceilings: Ceilings) -> s
     time_s = statistics.median(measurement.samples.times_s)
     if time_s < ceilings.empty_call_s:
         return f"a call took {time_s:.3g} s, less than an empty call ({ceilings.empty_call_s:.3g} s)"
+    sample_s, outlived_s = time_s * measurement.samples.repeats, measurement.samples.outlived_s
+    if outlived_s > max(OUTLIVED_S, OUTLIVED_SHARE * sample_s):
+        return f"work outlived the timed region by {outlived_s:.3g} s a sample of {sample_s:.3g} s: it ran on another stream"
     return _too_many_flops(cell, time_s, ceilings) or _too_many_bytes(cell, time_s, ceilings)
 
 

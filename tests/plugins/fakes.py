@@ -234,7 +234,7 @@ class MissingImport(Implementation):
 
 @register
 class Instant(Implementation):
-    """Right in the check, then returns at once: faster than physics."""
+    """Right in the check, then returns at once what it has."""
 
     name = "fake_instant"
 
@@ -252,3 +252,76 @@ class Instant(Implementation):
             return last
 
         return call
+
+
+def memoised(tensors: Tensors, inner: Callable[[], Any]) -> Callable[[], Any]:
+    """Computes when an input was written to, and only then: no check of values can tell."""
+    kept: list[Any] = [None, None]
+
+    def call() -> Any:
+        versions = [each._version for each in tensors]
+        if kept[0] != versions:
+            kept[:] = [versions, inner()]
+        return kept[1]
+
+    return call
+
+
+@register
+class Memoised(Implementation):
+    """Always right, and faster than physics."""
+
+    name = "fake_memoised"
+
+    def prepare(self, problem: AttentionProblem, tensors: Tensors) -> Callable[[], Any]:
+        """A repeated call is a lookup."""
+        return memoised(tensors, honest(problem, tensors))
+
+
+@register
+class MemoisedSlowly(Implementation):
+    """Always right, and its lookup takes as long as honest work might."""
+
+    name = "fake_memoised_slowly"
+
+    def prepare(self, problem: AttentionProblem, tensors: Tensors) -> Callable[[], Any]:
+        """A repeated call naps a little, one on changed inputs ten times as long."""
+        inner = honest(problem, tensors)
+
+        def slow() -> Any:
+            time.sleep(0.005)
+            return inner()
+
+        lookup = memoised(tensors, slow)
+
+        def call() -> Any:
+            time.sleep(0.0005)
+            return lookup()
+
+        return call
+
+
+@register
+class MutatesGradOut(Implementation):
+    """Right values and gradients, and a changed dO."""
+
+    name = "fake_mutates_grad_out"
+
+    def prepare(self, problem: AttentionProblem, tensors: Tensors) -> Callable[[], Any]:
+        """Its backward halves what it was given, once it has used it."""
+        import torch
+
+        inner = honest(problem, tensors)
+
+        class Halving(torch.autograd.Function):
+            @staticmethod
+            def forward(_ctx: Any, out: Any) -> Any:
+                return out.view_as(out)
+
+            @staticmethod
+            def backward(_ctx: Any, grad_out: Any) -> Any:
+                kept = grad_out.clone()
+                grad_out.mul_(0.5)
+                return kept
+
+        return lambda: Halving.apply(inner())  # type: ignore[no-untyped-call]
