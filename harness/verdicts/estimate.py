@@ -1,4 +1,4 @@
-"""From launches to estimates and ratios: the statistical unit is the launch."""
+"""From launches to estimates: the statistical unit is the launch."""
 
 from __future__ import annotations
 
@@ -40,15 +40,6 @@ class Estimate:
         return self.low <= other.high and other.low <= self.high
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """How many times faster than a baseline; the interval is the widest that both estimates allow."""
-
-    value: float
-    low: float
-    high: float
-
-
 def counted(launches: Iterable[Launch]) -> list[Launch]:
     """Of the attempts at each (cell, round) the one that counts: the first that is not void, else the last."""
     attempts: dict[tuple[str, int], list[Launch]] = defaultdict(list)
@@ -88,11 +79,6 @@ def unranked_because(launches: Sequence[Launch]) -> str:
         outcome = launches[0].outcome if launches else None
         return "not timed" if outcome is Outcome.OK else str(outcome or "not measured")
     return ""
-
-
-def ratio(baseline: Estimate, other: Estimate) -> Ratio:
-    """How many times faster `other` is than `baseline`."""
-    return Ratio(baseline.median / other.median, baseline.low / other.high, baseline.high / other.low)
 
 
 def _interval(medians: list[float]) -> tuple[float, float]:
