@@ -39,13 +39,7 @@ class FlashAttention2(Implementation):
         version = packages.version("flash-attn")
         if version is None or not packages.has_module("flash_attn"):
             return ("flash-attn is not installed: pip install flash-attn --no-build-isolation",)
-        reasons: tuple[str, ...] = ()
-        if not version.startswith("2."):
-            reasons += (f"flash-attn {version} is installed: this wrapper is for version 2",)
-        elif tuple(map(int, version.split(".")[:2])) < (2, 1):
-            reasons += (
-                f"flash-attn {version} aligns causal top-left: needs at least 2.1 (flash-attention README, 2.1)",
-            )
+        reasons = _version_reasons(version)
         if not packages.has_module("flash_attn_2_cuda"):
             reasons += (
                 f"flash-attn {version} is installed without its CUDA kernels (no flash_attn_2_cuda): "
@@ -67,3 +61,18 @@ class FlashAttention2(Implementation):
     def backend(self, operators: frozenset[str]) -> str | None:
         """The package has one kernel family; its version says which."""
         return f"flash-attn {packages.version('flash-attn')}"
+
+
+def _version_reasons(version: str) -> tuple[str, ...]:
+    """Why this version is not wrapped; none for 2.1 and later of 2, pre-releases and local builds among them."""
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        release = Version(version).release
+    except InvalidVersion:
+        return (f"flash-attn {version} is installed: its version cannot be read, needs at least 2.1 and below 3",)
+    if release[0] != 2:
+        return (f"flash-attn {version} is installed: this wrapper is for version 2",)
+    if release < (2, 1):
+        return (f"flash-attn {version} aligns causal top-left: needs at least 2.1 (flash-attention README, 2.1)",)
+    return ()

@@ -126,6 +126,10 @@ def test_chunked_takes_strided_inputs() -> None:
         ("flash_attn", "flash_attn", "2.8.3", "flash-attn 2.8.3 is installed without its CUDA kernels"),
         ("flash_attn", "flash_attn", "3.0.0", "flash-attn 3.0.0 is installed: this wrapper is for version 2"),
         ("flash_attn", "flash_attn", "2.0.9", "aligns causal top-left"),
+        ("flash_attn", "flash_attn", "2.7rc1", "flash-attn 2.7rc1 is installed without its CUDA kernels"),
+        ("flash_attn", "flash_attn", "2.8.3.post1", "flash-attn 2.8.3.post1 is installed without its CUDA kernels"),
+        ("flash_attn", "flash_attn", "2.8.3+cu12torch2.7", "2.8.3+cu12torch2.7 is installed without its CUDA kernels"),
+        ("flash_attn", "flash_attn", "two", "flash-attn two is installed: its version cannot be read"),
     ],
 )
 def test_packages_that_are_half_there(
