@@ -1,7 +1,7 @@
 """PyTorch's `scaled_dot_product_attention`: as torch picks, and with each of its backends pinned.
 
 torch's `is_causal` is aligned top-left (pytorch#108108). Rectangular causal problems therefore get an explicit
-bottom-right mask: `causal_lower_right` on CUDA, a dense boolean mask on the CPU.
+bottom-right mask: `causal_lower_right` where a kernel on CUDA knows it, a dense boolean mask elsewhere.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ _BACKEND_OF_OPERATOR = {
     "aten._scaled_dot_product_cudnn_attention.default": "cudnn",
     "aten._scaled_dot_product_fused_attention_overrideable.default": "overrideable",
 }
+
+
+#: Backends on CUDA whose kernels can align causal bottom-right without a mask in memory.
+_ALIGNED = ("flash", "efficient")
 
 
 class _Sdpa(Implementation):
@@ -63,7 +67,7 @@ class _Sdpa(Implementation):
         from torch.nn.functional import scaled_dot_product_attention
 
         square = problem.is_causal and problem.causal_offset == 0 and problem.seq_q > 1
-        mask = None if square else self._mask(problem, tensors.query.device)
+        mask = None if square else self._mask(problem, tensors)
         scale, grouped = problem.softmax_scale, problem.group_size > 1
 
         def call() -> Any:
@@ -75,12 +79,13 @@ class _Sdpa(Implementation):
             self._try(call)
         return call
 
-    def _mask(self, problem: AttentionProblem, device: Any) -> Any:
+    def _mask(self, problem: AttentionProblem, tensors: Tensors) -> Any:
         if not problem.is_causal or problem.seq_q == 1:
             return None
         import torch
 
-        if device.type == "cuda" and self.pinned in (None, "flash", "efficient"):
+        device = tensors.query.device
+        if device.type == "cuda" and takes_lower_right(self.pinned, _aligned_kernels(problem, tensors)):
             from torch.nn.attention.bias import causal_lower_right
 
             return causal_lower_right(problem.seq_q, problem.seq_kv)
@@ -104,6 +109,24 @@ class _Sdpa(Implementation):
         if self.pinned is not None and ran != [self.pinned]:
             raise WrongBackendError(f"asked for SDPA's {self.pinned} backend, {' and '.join(ran)} ran")
         return "+".join(ran)
+
+
+def takes_lower_right(pinned: str | None, aligned: frozenset[str]) -> bool:
+    """Whether a rectangular causal call gets `causal_lower_right`; `aligned` are the kernels that may run it bottom-right.
+
+    With none of them torch would build its dense mask anew in each call, inside the clock. A pin of such a kernel takes
+    it all the same: torch then refuses for its own reasons, and not because there is a mask.
+    """
+    return bool(aligned) if pinned is None else pinned in _ALIGNED
+
+
+def _aligned_kernels(problem: AttentionProblem, tensors: Tensors) -> frozenset[str]:
+    """Of the kernels that can align bottom-right those that torch would use here, asked as `causal_lower_right` asks."""
+    from torch.backends import cuda
+
+    asked = cuda.SDPAParams(*tensors, None, 0.0, False, problem.group_size > 1)
+    answers = (cuda.can_use_flash_attention(asked), cuda.can_use_efficient_attention(asked))
+    return frozenset(name for name, usable in zip(_ALIGNED, answers, strict=True) if usable)
 
 
 @register

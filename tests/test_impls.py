@@ -19,6 +19,7 @@ from attnbench.impls import (
     get,
     names,
 )
+from attnbench.impls.sdpa import takes_lower_right
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 PROBLEM = AttentionProblem(heads_q=8, heads_kv=2, seq_q=64, seq_kv=64, head_dim=320, dtype="float32", mask="causal")
@@ -88,6 +89,23 @@ def test_backend_is_told_from_its_operator(operator: str, backend: str) -> None:
     other = {"math": "sdpa_flash", "flash": "sdpa_math"}[backend]
     with pytest.raises(WrongBackendError, match=f"{backend} ran"):
         get(other).backend(frozenset({operator}))
+
+
+@pytest.mark.parametrize(
+    ("pinned", "aligned", "taken"),
+    [
+        (None, {"flash", "efficient"}, True),
+        (None, {"efficient"}, True),
+        (None, set(), False),
+        ("flash", set(), True),
+        ("efficient", set(), True),
+        ("math", {"flash"}, False),
+        ("cudnn", {"flash"}, False),
+    ],
+)
+def test_mask_of_a_rectangle(pinned: str | None, aligned: set[str], taken: bool) -> None:
+    """torch's lower-right bias goes where a kernel knows it or refuses by itself; elsewhere the mask is made before the clock."""
+    assert takes_lower_right(pinned, frozenset(aligned)) is taken
 
 
 @pytest.mark.parametrize("mask", ["full", "causal"])
