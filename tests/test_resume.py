@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -148,6 +149,25 @@ def test_resume_of_a_finished_run_measures_nothing(attnbench: Command, run_copy:
     assert done.returncode == 0, done.stderr
     assert (run_copy / LAUNCH_FILE).read_bytes() == before
     assert sum(event.event == "server" for event in Run.open(run_copy).events()) == servers
+
+
+def test_resume_on_another_machine_is_refused(attnbench: Command, run_copy: Path, fakes: Path) -> None:
+    """Every strict fact, version and thread count that differs is named, old and new; nothing is measured, exit 2."""
+    info = json.loads((run_copy / RUN_FILE).read_text())
+    strict = info["environment"]["strict"]
+    strict |= {"kernel": "Linux 2.4", "gone": "a fact of old"}
+    libc = strict.pop("libc")
+    info["versions"]["torch"] = "1.0"
+    info["environment"]["threads"] = 999
+    info["environment"]["soft"] = {"hostname": "elsewhere"}
+    (run_copy / RUN_FILE).write_text(json.dumps(info))
+    done = attnbench("resume", run_copy, "--plugin", fakes)
+    assert done.returncode == 2
+    for words in ("kernel: Linux 2.4 -> ", "gone: a fact of old -> not there", f"libc: not recorded -> {libc}",
+                  "torch: 1.0 -> ", "threads: 999 -> ", "begin a new run"):  # fmt: skip
+        assert words in done.stderr
+    assert "elsewhere" not in done.stderr
+    assert done.stderr.count(" -> ") == 5
 
 
 def test_torn_last_line_is_dropped_and_said(attnbench: Command, run_copy: Path, fakes: Path) -> None:

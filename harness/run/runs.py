@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,9 @@ def reopen(run: Run, plugins: Sequence[str], failed_plugins: Mapping[str, str]) 
         )
     config = load_stored(run.info.config, tolerate_unknown=bool(failed_plugins))
     device = environment.find_device(run.info.device)
+    facts = environment.describe(device)
+    machine = _machine(config, facts, device)
+    _refuse_another_machine(run, facts, machine)
     plan = make_plan(config, device).explained(failed_plugins)
     planned, stored = {cell.id for cell in plan.cells}, {cell.id for cell in run.info.cells}
     if planned != stored:
@@ -90,7 +94,35 @@ def reopen(run: Run, plugins: Sequence[str], failed_plugins: Mapping[str, str]) 
             f"({len(planned ^ stored)} differ): an implementation's revision or this version of attnbench changed; "
             "begin a new run"
         )
-    return Ready(run, plan, config, _machine(config, environment.describe(device), device))
+    return Ready(run, plan, config, machine)
+
+
+def _refuse_another_machine(run: Run, facts: Mapping[str, object], machine: Machine) -> None:
+    """Launches of one run are compared with each other: what the fingerprint calls strict must not have changed."""
+    info = run.info
+    pairs = (
+        (info.environment.get("strict"), facts["strict"]),
+        (info.versions, environment.versions()),
+        ({"threads": info.environment.get("threads")}, {"threads": machine.threads}),
+    )
+    changes = [change for stored, present in pairs for change in _changes(stored, present)]
+    if changes:
+        raise ResumeError(
+            f"{run.path} was measured under other conditions than there are now: {'; '.join(changes)}; "
+            "begin a new run, or resume where these are as they were"
+        )
+
+
+def _changes(stored: object, present: object) -> Iterator[str]:
+    """`field: old -> new` for each field that differs; both sides as JSON keeps them, which has no tuples."""
+    old, new = (json.loads(json.dumps(side)) or {} for side in (stored, present))
+    for key in sorted({*old, *new}):
+        if key not in old:
+            yield f"{key}: not recorded -> {new[key]}"
+        elif key not in new:
+            yield f"{key}: {old[key]} -> not there"
+        elif old[key] != new[key]:
+            yield f"{key}: {old[key]} -> {new[key]}"
 
 
 def _machine(config: SweepConfig, facts: Mapping[str, object], device: Device) -> Machine:
