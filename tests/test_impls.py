@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from attnbench.impls import (
     AttentionProblem,
     Device,
     OptionError,
+    RefusedError,
     Tensors,
     UnknownImplementationError,
     WrongBackendError,
@@ -162,3 +166,85 @@ def test_packages_that_are_half_there(
     done = attnbench("list", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert words in " ".join(done.stdout.replace("│", " ").split())
+
+
+#: What xformers 0.0.35 says on a Turing GPU, without the description of the inputs.
+XFORMERS_REFUSAL = """No operator found for `memory_efficient_attention_forward` with inputs:
+     query       : shape=(1, 64, 2, 320) (torch.float64)
+     p           : 0.0
+`fa2F@v2.5.7-pt` is not supported because:
+    max(query.shape[-1], value.shape[-1]) > 256
+    requires device with capability >= (8, 0) but your GPU has capability (7, 5) (too old)
+`cutlassF-pt` is not supported because:
+    dtype=torch.float64 (supported: {torch.float32, torch.bfloat16, torch.float16})"""
+
+
+def fake_xformers(monkeypatch: pytest.MonkeyPatch, attention: Callable[..., torch.Tensor]) -> None:
+    """A stand-in for the package, which computes nothing on a CPU: it checks our plumbing, and nothing of xformers."""
+    fmha = SimpleNamespace(
+        memory_efficient_attention=attention,
+        MemoryEfficientAttentionCutlassOp=(SimpleNamespace(NAME="cutlassF-pt"), None),
+        Inputs=lambda query, key, value, **_: SimpleNamespace(query=query, key=key, value=value),
+        _dispatch_fw=lambda _, needs_gradient: SimpleNamespace(NAME="with gradient" if needs_gradient else "without"),
+    )
+    ops = SimpleNamespace(fmha=fmha)
+    monkeypatch.setitem(sys.modules, "xformers", SimpleNamespace(ops=ops))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    """A function that raises."""
+
+    def call(*_: object, **__: object) -> Any:
+        raise error
+
+    return call
+
+
+def xformers_tensors(problem: AttentionProblem, *, gradients: bool = False) -> Tensors:
+    """Ones, laid out `[B, S, H, D]`."""
+    shapes = (problem.query_shape, problem.key_shape, problem.key_shape)
+    return Tensors(*(torch.ones(shape).transpose(1, 2).contiguous().requires_grad_(gradients) for shape in shapes))
+
+
+@pytest.mark.parametrize("kind", [NotImplementedError, ValueError])
+def test_xformers_refusal_is_one_line(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+    """Every operator with all its reasons on one line, as a refusal. Plumbing only: the package is a fake."""
+    fake_xformers(monkeypatch, raising(kind(XFORMERS_REFUSAL)))
+    problem = AttentionProblem(heads_q=2, heads_kv=2, seq_q=4, seq_kv=4, head_dim=8)
+    with pytest.raises(RefusedError) as refused:
+        get("xformers").prepare(problem, xformers_tensors(problem))
+    assert str(refused.value) == (
+        "xformers refuses: fa2F@v2.5.7-pt: max(query.shape[-1], value.shape[-1]) > 256, requires device with "
+        "capability >= (8, 0) but your GPU has capability (7, 5) (too old); cutlassF-pt: dtype=torch.float64 "
+        "(supported: {torch.float32, torch.bfloat16, torch.float16})"
+    )
+
+
+def test_xformers_mistake_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ValueError that speaks of no operator stays an error: it is our mistake. Plumbing only: the package is a fake."""
+    fake_xformers(monkeypatch, raising(ValueError("Incompatible shapes for attention inputs")))
+    problem = AttentionProblem(heads_q=2, heads_kv=2, seq_q=4, seq_kv=4, head_dim=8)
+    with pytest.raises(ValueError, match="Incompatible shapes"):
+        get("xformers").prepare(problem, xformers_tensors(problem))
+
+
+@pytest.mark.parametrize(
+    ("options", "heads_kv", "gradients", "name"),
+    [
+        ({}, 4, False, "without"),
+        ({}, 4, True, "with gradient"),
+        ({}, 2, False, "without"),
+        ({"operator": "cutlass"}, 4, True, "cutlassF-pt"),
+    ],
+)
+def test_xformers_names_the_operator_that_ran(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, str], heads_kv: int, gradients: bool, name: str
+) -> None:
+    """The backend is the operator named, or picked by the dispatcher for this call. Plumbing only: the package is a fake."""
+    fake_xformers(monkeypatch, lambda query, *_, **__: query)
+    problem = AttentionProblem(heads_q=4, heads_kv=heads_kv, seq_q=4, seq_kv=4, head_dim=8)
+    implementation = get("xformers", options)
+    out = implementation.prepare(problem, xformers_tensors(problem, gradients=gradients))()
+    assert out.shape == (1, 4, 4, 8)
+    assert str(implementation.backend(frozenset())).endswith(f" {name}")
