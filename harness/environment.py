@@ -6,17 +6,15 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from ..impls import Device
+from . import control_groups, gpus
 
 #: Distributions whose versions belong to a run.
 DISTRIBUTIONS = ("attnbench", "torch", "numpy", "xformers", "flash-attn", "triton", "nvidia-ml-py")
@@ -30,31 +28,30 @@ def find_device(asked: str) -> Device:
     """The device that a configuration asks for: auto, cpu, cuda or cuda:N. Errors: `DeviceError`."""
     if asked == "cpu":
         return _cpu()
-    gpus = _gpus()
+    found = _gpus()
     if asked == "auto":
-        return gpus[0] if gpus and torch_has_cuda() else _cpu()
+        return found[0] if found and torch_has_cuda() else _cpu()
     index = int(asked.partition(":")[2] or 0)
     if not torch_has_cuda():
         raise DeviceError(
             f"device {asked} was asked for, but the installed torch is built for the CPU alone; use device: cpu"
         )
-    if index >= len(gpus):
-        seen = ", ".join(f"{gpu} ({gpu.name})" for gpu in gpus) or "no GPU"
+    if index >= len(found):
+        seen = ", ".join(f"{gpu} ({gpu.name})" for gpu in found) or "no GPU"
         raise DeviceError(f"device {asked} was asked for, but this machine shows {seen}; use device: auto")
-    return gpus[index]
+    return found[index]
 
 
 def torch_has_cuda() -> bool:
     """Whether the installed torch was built for CUDA or ROCm; reads its version file, imports nothing."""
-    built = _torch_build()
-    return built.get("cuda", "None") != "None" or built.get("hip", "None") != "None"
+    return _torch_build().get("cuda", "None") != "None" or _is_rocm()
 
 
 def usable_threads() -> int:
     """Physical cores that affinity and the control group's quota allow, at least one."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     physical = psutil.cpu_count(logical=False) or allowed
-    quota = _cgroup_cpus()
+    quota = control_groups.cpus()
     return max(1, min(allowed, physical, int(quota) if quota else allowed))
 
 
@@ -94,8 +91,8 @@ def describe(device: Device) -> dict[str, Any]:
         "cores_physical": psutil.cpu_count(logical=False),
         "cores_logical": psutil.cpu_count(),
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "cgroup_cpus": _cgroup_cpus() or "unlimited",
-        "memory_class_gib": round(psutil.virtual_memory().total / 2**30),
+        "cgroup_cpus": control_groups.cpus() or "unlimited",
+        "memory_class_gib": round(_memory_bytes() / 2**30),
         "last_level_cache_bytes": last_level_cache_bytes(),
         "architecture": platform.machine(),
         "kernel": f"{platform.system()} {platform.release()}",
@@ -141,7 +138,13 @@ def _sets_threads(key: str) -> bool:
 
 def _cpu() -> Device:
     name = _cpu_facts().get("model name") or platform.processor() or platform.machine()
-    return Device("cpu", name=name, memory_bytes=psutil.virtual_memory().total)
+    return Device("cpu", name=name, memory_bytes=_memory_bytes())
+
+
+def _memory_bytes() -> int:
+    """What the machine has, or the control group's limit where that is less."""
+    total = psutil.virtual_memory().total
+    return min(total, control_groups.memory_limit_bytes() or total)
 
 
 def _cpu_facts() -> dict[str, str]:
@@ -158,96 +161,20 @@ def _turbo() -> str | None:
     return boost or _read("/sys/devices/system/cpu/intel_pstate/no_turbo")
 
 
-def _cgroup_cpus() -> float | None:
-    """Processors that the control group's quota allows; None without a quota."""
-    quota = (_read("/sys/fs/cgroup/cpu.max") or "").split()
-    if not quota:
-        quota = [
-            _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") or "",
-            _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us") or "",
-        ]
-    try:
-        allowed, period = int(quota[0]), int(quota[1])
-    except (ValueError, IndexError):
-        return None
-    return allowed / period if allowed > 0 else None
-
-
-@dataclass(frozen=True)
-class _Gpu:
-    name: str
-    memory_bytes: int | None
-    capability: tuple[int, int] | None
-
-
 def _gpus() -> list[Device]:
-    build = "rocm" if _torch_build().get("hip", "None") != "None" else "cuda"
-    found = _visible(_gpus_by_nvml() or _gpus_by_tool())
+    found, build = (gpus.rocm(), "rocm") if _is_rocm() else (gpus.cuda(), "cuda")
     return [Device("cuda", index, gpu.name, gpu.capability, gpu.memory_bytes, build) for index, gpu in enumerate(found)]
-
-
-def _visible(gpus: list[_Gpu]) -> list[_Gpu]:
-    """The GPUs that CUDA_VISIBLE_DEVICES names by number, in its order; all without it, or where it names them otherwise."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    numbers = [part.strip() for part in (named or "").split(",") if part.strip()]
-    if named is None or not all(number.isdigit() for number in numbers):
-        return gpus
-    return [gpus[int(number)] for number in numbers if int(number) < len(gpus)]
-
-
-def _gpus_by_nvml() -> list[_Gpu]:
-    try:
-        import pynvml
-    except ImportError:
-        return []
-    try:
-        pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [
-            _Gpu(
-                str(pynvml.nvmlDeviceGetName(handle)),
-                int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-                tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
-            )
-            for handle in handles
-        ]
-    except pynvml.NVMLError:
-        return []
-
-
-def _gpus_by_tool() -> list[_Gpu]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    query = [tool, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return []
-    gpus = []
-    for line in answer.strip().splitlines():
-        name, memory, capability = (part.strip() for part in line.rsplit(",", 2))
-        major, _, minor = capability.partition(".")
-        gpus.append(_Gpu(name, int(memory) * 2**20, (int(major), int(minor))))
-    return gpus
 
 
 def _gpu_facts(device: Device) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": device.name, "capability": device.capability, "memory_bytes": device.memory_bytes}
-    try:
-        import pynvml
+    if _is_rocm():
+        return facts | {"driver": _stated("driver", _read("/sys/module/amdgpu/version"))}
+    return facts | gpus.cuda_facts(gpus.cuda()[device.index])
 
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(device.index)
-    except Exception as error:  # noqa: BLE001 - the driver's library fails in its own ways; the record says how
-        return facts | {"driver": {"unreadable": f"{type(error).__name__}: {error}"}}
-    readers: dict[str, Callable[[], Any]] = {
-        "driver": pynvml.nvmlSystemGetDriverVersion,
-        "power_limit_w": lambda: pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000,
-        "mig": lambda: pynvml.nvmlDeviceGetMigMode(handle)[0],
-        "ecc": lambda: pynvml.nvmlDeviceGetEccMode(handle)[0],
-    }
-    return facts | {key: _attempt(reader) for key, reader in readers.items()}
+
+def _is_rocm() -> bool:
+    return _torch_build().get("hip", "None") != "None"
 
 
 def _torch_build() -> dict[str, str]:

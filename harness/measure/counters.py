@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import control_groups
 from ..records import Counters
 
 try:
@@ -61,7 +62,7 @@ def void_reason(counters: Counters) -> str:
 
 
 def _read() -> _Reading:
-    return _Reading(time.perf_counter(), _usage(), _queue(), _steal(), _throttled())
+    return _Reading(time.perf_counter(), _usage(), _queue(), _steal(), control_groups.throttled_s())
 
 
 def _usage() -> tuple[float, int, int, int, int]:
@@ -95,19 +96,6 @@ def _steal() -> float | None:
         return int(fields[8]) / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError, ValueError):
         return None
-
-
-def _throttled() -> float | None:
-    """Seconds that the control group was held back; None without a group that tells."""
-    for file, key, unit in (("cpu.stat", "throttled_usec", 1e-6), ("cpu/cpu.stat", "throttled_time", 1e-9)):
-        try:
-            lines = (Path("/sys/fs/cgroup") / file).read_text().splitlines()
-        except OSError:
-            continue
-        for line in lines:
-            if line.startswith(key):
-                return int(line.split()[1]) * unit
-    return None
 
 
 def _difference(begin: float | None, end: float | None) -> float | None:
