@@ -77,7 +77,7 @@ def _content(run: Run, cells: pd.DataFrame, baseline: str | None) -> dict[str, A
         "results": tables.results(cells),
         "drift": None if drift is None else fmt.share(drift),
         "ceilings": _ceilings(run),
-        "shares": [event for event in events if isinstance(event, TruthComputed) and (event.checked_share or 0) < 1],
+        "shares": _shares(events),
         "void": int(sum(bool(launch.void) for launch in run.launches())),
         "notices": [*_notices(events), *run.notices],
         "contract": timed_region(_full_protocol(protocol), info.device),
@@ -100,6 +100,13 @@ def _notices(events: Sequence[Event]) -> list[str]:
         if isinstance(event, TruthComputed) and event.failure:
             notes.append(f"the oracle has no truth for {event.problem}: {event.failure}")
     return notes
+
+
+def _shares(events: Sequence[Event]) -> list[str]:
+    """The problems that were checked in part, each with its share once; a resumed run computes its truths again."""
+    shares = [(event.problem, event.checked_share) for event in events if isinstance(event, TruthComputed)]
+    partial = (f"{problem} {100 * share:.1f} %" for problem, share in shares if share is not None and share < 1)
+    return list(dict.fromkeys(partial))
 
 
 def _title(run: Run) -> str:

@@ -22,6 +22,7 @@ from attnbench.harness.records import (
     RunInfo,
     Samples,
     SessionEnded,
+    TruthComputed,
 )
 from attnbench.harness.store import Run
 from attnbench.harness.verdicts.estimate import counted, estimate, unranked_because
@@ -244,6 +245,14 @@ def test_notices_and_torn_lines_are_said(rich_run: Run) -> None:
     text = "".join(parse(Run.open(rich_run.path)).text)
     assert "plugin p failed to import" in text
     assert "torn" in text
+
+
+def test_shares_are_said_once(rich_run: Run) -> None:
+    """What was checked in part is said with its share, once; a truth that failed has none, nor has what was checked whole."""
+    for problem, share, failure in (("large", 0.125, ""), ("large", 0.125, ""), ("lost", None, "no"), ("small", 1, "")):
+        rich_run.append(TruthComputed(at="", problem=problem, checked_share=share, seconds=1, failure=failure))
+    text = "".join(parse(rich_run).text)
+    assert "drawn by the problem's seed: large 12.5 %." in text
 
 
 def test_markdown_cannot_be_broken(rich_run: Run) -> None:
