@@ -77,7 +77,8 @@ def _summary(launches: list[Launch]) -> dict[str, Any]:
         "overhead_bytes": max((each.overhead_bytes for each in memories), default=None),
         "saved_bytes": max((each.saved_bytes for each in memories if each.saved_bytes is not None), default=None),
         "checked_share": first.checked_share if first else None,
-        "backend": first.backend if first else "",
+        "backend": " / ".join(dict.fromkeys(each.backend for each in launches if each.backend)),
+        "kernels": "; ".join(dict.fromkeys(kernel for each in launches for kernel in each.kernels)),
         **{f"error_{name}": _share(launches, name) for name in _TENSORS},
     }
 

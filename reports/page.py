@@ -74,7 +74,7 @@ def _content(run: Run, cells: pd.DataFrame, baseline: str | None) -> dict[str, A
         "coverage": Coverage.of(cells),
         "reasons": tables.reasons(cells),
         "accuracy": tables.accuracy(cells),
-        "results": tables.results(cells),
+        "results": _results(cells),
         "drift": None if drift is None else fmt.share(drift),
         "ceilings": _ceilings(run),
         "shares": _shares(events),
@@ -87,6 +87,12 @@ def _content(run: Run, cells: pd.DataFrame, baseline: str | None) -> dict[str, A
                   ends[-1].split_s.items()] if ends and ends[-1].wall_s else [],
         "sessions": ends,
     }  # fmt: skip
+
+
+def _results(cells: pd.DataFrame) -> pd.DataFrame:
+    """All results, with the kernels that ran where a device names them: too long for a table in Markdown."""
+    table = tables.results(cells)
+    return table.assign(kernels=cells["kernels"]) if cells["kernels"].any() else table
 
 
 def _notices(events: Sequence[Event]) -> list[str]:

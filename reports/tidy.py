@@ -80,6 +80,7 @@ def row(cell: Cell, launch: Launch) -> dict[str, Any]:
             "first_call_s": launch.phases.first_call_s,
             "checked_share": launch.checked_share,
             "backend": launch.backend,
+            "kernels": "; ".join(launch.kernels),
             "started_at": launch.started_at,
         }
         | errors

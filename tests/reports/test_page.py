@@ -29,6 +29,7 @@ from attnbench.harness.verdicts.estimate import counted, estimate, unranked_beca
 from attnbench.impls import AttentionProblem
 from attnbench.reports import format as fmt
 from attnbench.reports import frame, load, page, tables
+from attnbench.reports.export import export
 
 HOSTILE = "</script><img src=x onerror=alert(1)>$x_1$&|"
 
@@ -253,6 +254,20 @@ def test_shares_are_said_once(rich_run: Run) -> None:
         rich_run.append(TruthComputed(at="", problem=problem, checked_share=share, seconds=1, failure=failure))
     text = "".join(parse(rich_run).text)
     assert "drawn by the problem's seed: large 12.5 %." in text
+
+
+def test_kernels_and_backend_are_shown(tmp_path: Path) -> None:
+    """The kernels that a device named are folded into the cell's row and are a column of exports, beside the backend."""
+    one, other = cell("naive"), cell("sdpa")
+    kernels = ("void gemm<float, 4>(int)", "softmax<&x>")
+    run = make_run(
+        tmp_path, [one, other], [launch(one, backend="math", kernels=kernels), launch(one, 1), launch(other)]
+    )
+    parser = parse(run)
+    assert "math" in parser.text
+    assert [each for each in parser.text if each in kernels] == list(kernels)
+    assert list(load(run)["kernels"]) == ["void gemm<float, 4>(int); softmax<&x>", "", ""]
+    assert "void gemm<float, 4>(int); softmax<&x>" in export(run, "csv")
 
 
 def test_markdown_cannot_be_broken(rich_run: Run) -> None:
