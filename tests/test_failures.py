@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
+from attnbench.harness.measure import process
 from attnbench.harness.records import Launch, Notice, Outcome
 from attnbench.harness.store import Run
 
@@ -20,6 +27,26 @@ implementations: [sdpa, {names}]
 sweeps:
   - {{batch: 1, heads: 2, seq_len: 64, head_dim: 16, dtype: float32, mask: full, pass: [forward, forward_backward]}}
 protocol: {{launches: 2, min_time_s: 0.005, max_time_s: 0.02, timeout_s: 3}}
+"""
+
+GIB = 2**30
+
+#: An implementation with a child that escapes its group and prints until it is killed; each leaves its number.
+FLOODING = """
+import subprocess, sys
+from pathlib import Path
+from attnbench.impls import Implementation, register
+
+@register
+class Flooding(Implementation):
+    name = "flooding"
+
+    def prepare(self, problem, tensors):
+        import torch
+        script = "import os\\nwhile True: os.write(1, bytes(65536))"
+        child = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+        Path(f"flood-{child.pid}").touch()
+        return lambda: torch.nn.functional.scaled_dot_product_attention(*tensors)
 """
 
 #: Each fake's outcome, and words that its detail must hold.
@@ -70,8 +97,6 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> list[Launch]:
 
 
 def _environment() -> dict[str, str]:
-    import sys
-
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
@@ -149,6 +174,60 @@ def test_killed_by_the_kernel_for_memory(attnbench: Command, tmp_path: Path, fak
         assert all("the kernel killed the worker for memory" in each.detail for each in ended)
     finally:
         group.rmdir()
+
+
+@pytest.mark.parametrize("hard", [None, 3 * 2**30])
+def test_memory_is_limited_below_a_hard_limit(hard: int | None) -> None:
+    """A worker limits itself whatever its parent's hard limit is, keeps that, and works between operators on one thread."""
+    program = """
+import resource
+import torch
+from attnbench.harness.measure import process
+process.protect_host(limit_memory=True)
+process.fix_threads(2)
+process.fix_threads(1)
+print(*resource.getrlimit(resource.RLIMIT_DATA), torch.get_num_interop_threads())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        preexec_fn=lambda: hard and resource.setrlimit(resource.RLIMIT_DATA, (hard, hard)),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    soft, kept, threads = map(int, done.stdout.split())
+    assert kept == (resource.RLIM_INFINITY if hard is None else hard)
+    assert 0 < soft <= (psutil.virtual_memory().total if hard is None else hard)
+    assert threads == 1
+
+
+@pytest.mark.parametrize(
+    ("available", "allowed"), [(8 * GIB, 7 * GIB), (1.5 * GIB, 0.75 * GIB), (0.5 * GIB, 0.25 * GIB)]
+)
+def test_memory_is_limited_however_little_there_is(
+    monkeypatch: pytest.MonkeyPatch, available: float, allowed: float
+) -> None:
+    """A part is left to the machine, and where there is less than that part, half of what there is; a group's limit counts."""
+    limits = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    monkeypatch.setattr(process.control_groups, "memory_left_bytes", lambda: int(available))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100 * GIB))
+    monkeypatch.setattr(Path, "write_text", lambda *_: None)  # the killer's preference is for the process's whole life
+    process.protect_host(limit_memory=True)
+    assert limits[0][0] - psutil.Process().memory_info().data == pytest.approx(allowed, abs=64 * 2**20)
+
+
+def test_escaped_descendant_that_writes_for_ever(attnbench: Command, tmp_path: Path) -> None:
+    """What outlives its worker in a session of its own, and floods its output, does not hold the run up."""
+    (tmp_path / "flooding.py").write_text(FLOODING)
+    (tmp_path / "c.yaml").write_text(CONFIG.format(names="flooding").replace("launches: 2", "launches: 1"))
+    try:
+        done = attnbench("run", "c.yaml", "--out", "runs", "--plugin", "flooding.py", timeout=60)
+    finally:
+        for file in tmp_path.glob("flood-*"):  # a closed pipe may have ended it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(file.name.partition("-")[2]), signal.SIGKILL)
+    assert list(tmp_path.glob("flood-*"))
+    assert done.returncode == 0, done.stderr
 
 
 def _memory_group() -> Path | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from .. import control_groups
 from ..cell import Allocator, Conditions
 
 MIB = 2**20
@@ -56,6 +57,10 @@ def trim() -> None:
 def fix_threads(threads: int) -> None:
     """torch's threads within an operator, and one between operators."""
     torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != 1:
+        torch.set_num_interop_threads(
+            1
+        )  # raises where work between operators began: then the launch is not as promised
 
 
 def fix_precision(conditions: Conditions) -> None:
@@ -76,10 +81,19 @@ def protect_host(*, limit_memory: bool) -> None:
         return
     import resource
 
-    allowed = psutil.virtual_memory().available - RESERVE_BYTES
+    available = _available_bytes()
+    allowed = max(available - RESERVE_BYTES, available // 2)
     used = psutil.Process().memory_info().data  # what this limit counts: private writable memory, touched or not
-    if allowed > 0:
-        resource.setrlimit(resource.RLIMIT_DATA, (used + allowed, resource.RLIM_INFINITY))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = used + allowed if hard == resource.RLIM_INFINITY else min(used + allowed, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _available_bytes() -> int:
+    """What the machine can give, or the control group's limit leaves where that is less."""
+    available = psutil.virtual_memory().available
+    left = control_groups.memory_left_bytes()
+    return available if left is None else min(available, left)
 
 
 def quiet_compilers() -> None:

@@ -22,12 +22,16 @@ import torch  # imported once here, so that no worker has to
 import torch.fx.experimental.symbolic_shapes  # noqa: F401 - torch imports it, and sympy, in a first backward pass: 0.4 s
 from pydantic import TypeAdapter
 
+from .. import control_groups
 from . import worker
 from .tasks import READY, Reply, Task
 
 _TASK: TypeAdapter[Task] = TypeAdapter(Task)
 #: What is kept of a worker's own output.
 TAIL_BYTES = 2000
+_READ_BYTES = 65536
+#: A pipe holds 64 KiB, or what root made of it; more than this comes from someone who still writes.
+_FULL_PIPE_READS = 16
 _PR_SET_PDEATHSIG = 1
 
 
@@ -74,7 +78,7 @@ class _LineReader:
     def next_line(self) -> bytes | None:
         """The next line, or None at the end."""
         while b"\n" not in self._buffer:
-            chunk = os.read(self._descriptor, 65536)
+            chunk = os.read(self._descriptor, _READ_BYTES)
             if not chunk:
                 return None
             self._buffer += chunk
@@ -142,7 +146,7 @@ class _Worker:
         return True
 
     def _read(self, pipe: int) -> bool:
-        chunk = os.read(pipe, 65536)
+        chunk = os.read(pipe, _READ_BYTES)
         if pipe == self.result_pipe:
             self.result += chunk
         else:
@@ -156,10 +160,12 @@ class _Worker:
         return bool(chunk)
 
     def _drain(self) -> None:
-        """What is still in the pipes; a descendant that escaped the group may hold them open, so never wait for their end."""
+        """What the worker left in the pipes. A descendant that escaped the group may hold them open, and write for ever:
+        neither their end is waited for, nor that they are empty.
+        """
         for pipe in (self.result_pipe, self.output_pipe):
-            while pipe >= 0 and select.select([pipe], [], [], 0)[0]:
-                if not self._read(pipe):
+            for _ in range(_FULL_PIPE_READS):
+                if pipe < 0 or not select.select([pipe], [], [], 0)[0] or not self._read(pipe):
                     break
         for pipe in (self.result_pipe, self.output_pipe):
             if pipe >= 0:
@@ -234,14 +240,11 @@ def _die_with(parent: int) -> None:
 
 def _memory_kills() -> int:
     """How often the kernel has killed for memory so far, in the machine and in this control group."""
-    total = 0
-    for file in ("/proc/vmstat", "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
-        try:
-            lines = Path(file).read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
-    return total
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        lines = []
+    return control_groups.memory_kills() + sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
 if __name__ == "__main__":
