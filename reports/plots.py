@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,8 +23,8 @@ from ..harness.records import Ceilings
 from ..impls import names
 from . import format as fmt
 
-#: Facets of one figure; families with more are cut, and the figure says so.
-MOST_COLUMNS, MOST_ROWS = 4, 3
+#: Columns of one figure; a family with more is shown in several.
+MOST_COLUMNS = 4
 #: Problems of one heat map.
 MOST_PROBLEMS = 40
 #: Wong 2011, "Points of view: Color blindness", Nature Methods 8, and three more that stay apart from it in grey.
@@ -89,18 +89,17 @@ def all_plots(cells: pd.DataFrame, ceilings: Ceilings | None, baseline: str | No
     """Every figure that the run's ranked cells allow."""
     ranked, weighed = cells[cells["ranked"]], cells[cells["outcome"] == "OK"]
     plots = [
-        line_plot(family, quantity, ceilings, words)
+        line_plot(part, quantity, ceilings, words)
         for quantity, shown in ((_TIME, ranked), (_RATE, ranked), (_MEMORY, weighed))  # memory alone is not ranked
-        for words, family in _families(shown)
-        if family[quantity.column].notna().any()
+        for words, part in _parts(_families(shown[shown[quantity.column].notna()]))
     ]
     return [*plots, *speedup_plots(ranked, baseline)]
 
 
 def line_plot(family: pd.DataFrame, quantity: _Quantity, ceilings: Ceilings | None, words: str) -> Plot:
     """One quantity against sequence length for a family of problems: columns dtype and mask, rows passes."""
-    columns = list(dict.fromkeys(zip(family["dtype"], family["mask"], strict=True)))[:MOST_COLUMNS]
-    rows = list(dict.fromkeys(family["pass"]))[:MOST_ROWS]
+    columns = _columns(family)
+    rows = list(dict.fromkeys(family["pass"]))
     with mpl.rc_context(_STYLE):
         figure, axes = plt.subplots(
             len(rows), len(columns), squeeze=False, sharex=True, sharey="row",
@@ -191,6 +190,24 @@ def _families(ranked: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         words += f", {fmt.pair(queries[0], queries[-1])} queries" if decode else ""
         families.append((words + (f", {conditions}" if conditions else ""), family))
     return families
+
+
+def _parts(families: Iterable[tuple[str, pd.DataFrame]]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each family, or what a figure of it can show; the words of a part say which."""
+    for words, family in families:
+        columns = _columns(family)
+        parts = [columns[first : first + MOST_COLUMNS] for first in range(0, len(columns), MOST_COLUMNS)]
+        pairs = pd.MultiIndex.from_frame(family[["dtype", "mask"]])
+        for number, part in enumerate(parts, start=1):
+            which = f", part {number} of {len(parts)}" if len(parts) > 1 else ""
+            yield words + which, family[pairs.isin(part)]
+
+
+def _columns(family: pd.DataFrame) -> list[tuple[str, str]]:
+    """The (dtype, mask) pairs of a family, the masks of a dtype side by side."""
+    dtypes = _ordered(family["dtype"])
+    pairs = dict.fromkeys(zip(family["dtype"], family["mask"], strict=True))
+    return sorted(pairs, key=lambda pair: dtypes.index(pair[0]))
 
 
 def _length(cells: pd.DataFrame) -> pd.Series:

@@ -158,6 +158,22 @@ def test_ids_are_unique(rich_run: Run) -> None:
     assert parse(rich_run).tags.count("svg") >= 4
 
 
+def test_no_panel_is_left_out(tmp_path: Path) -> None:
+    """Six columns of dtype and mask are more than a figure holds: a second one shows the rest, under a name of its own."""
+    cells = [
+        cell(seq=seq, dtype=dtype, mask=mask)
+        for dtype in ("float32", "bfloat16", "float16")
+        for mask in ("full", "causal")
+        for seq in (64, 128)
+    ]
+    parser = parse(make_run(tmp_path, cells, [launch(each) for each in cells]))
+    for dtype in ("float32", "bfloat16", "float16"):
+        for mask in ("full", "causal"):
+            assert parser.text.count(f"{dtype}, {mask}") == 3  # time, throughput, memory
+    assert sum("part 2 of 2" in words for words in parser.text) == 3
+    assert len(parser.ids) == len(set(parser.ids))
+
+
 def test_only_ok_is_ranked(rich_run: Run) -> None:
     """Wrong, crashed and refused cells win nothing."""
     cells = frame.cells(rich_run)
