@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import Formatter, FuncFormatter, NullFormatter
 
 from ..harness.records import Ceilings
 from ..impls import names
@@ -79,7 +79,8 @@ _TIME = _Quantity(
     "time_s", "Time", "Median of launch medians for one call; bars are the intervals. Lower is better.", fmt.seconds
 )
 _RATE = _Quantity("flops_per_s", "Throughput", "Exact floating-point operations over time; the dashed line is the best "
-                  "matrix product of this run. Higher is better.", fmt.flops_per_s)  # fmt: skip
+                  "matrix product of torch in that dtype, which a kernel may beat by computing in another. "
+                  "Higher is better.", fmt.flops_per_s)  # fmt: skip
 _MEMORY = _Quantity(
     "overhead_bytes", "Memory overhead", "Peak bytes beyond inputs and outputs. Lower is better.", fmt.size
 )
@@ -99,7 +100,7 @@ def all_plots(cells: pd.DataFrame, ceilings: Ceilings | None, baseline: str | No
 def line_plot(family: pd.DataFrame, quantity: _Quantity, ceilings: Ceilings | None, words: str) -> Plot:
     """One quantity against sequence length for a family of problems: columns dtype and mask, rows passes."""
     columns = _columns(family)
-    rows = list(dict.fromkeys(family["pass"]))
+    rows, arms = _ordered(family["pass"]), _ordered(family["arm"])
     with mpl.rc_context(_STYLE):
         figure, axes = plt.subplots(
             len(rows), len(columns), squeeze=False, sharex=True, sharey="row",
@@ -109,8 +110,8 @@ def line_plot(family: pd.DataFrame, quantity: _Quantity, ceilings: Ceilings | No
             for column, (dtype, mask) in enumerate(columns):
                 part = family[(family["pass"] == passes) & (family["dtype"] == dtype) & (family["mask"] == mask)]
                 axis = axes[row][column]
-                _lines(axis, part, quantity)
-                if quantity is _RATE and ceilings and dtype in ceilings.gemm_flops_per_s:
+                _lines(axis, part, quantity, arms)
+                if quantity is _RATE and ceilings and dtype in ceilings.gemm_flops_per_s and not part.empty:
                     axis.axhline(ceilings.gemm_flops_per_s[dtype], color="#555555", linestyle="--", linewidth=1)
                 if row == 0:
                     axis.set_title(f"{dtype}, {mask}", fontsize=10)
@@ -120,7 +121,7 @@ def line_plot(family: pd.DataFrame, quantity: _Quantity, ceilings: Ceilings | No
                     axis.text(
                         0.5,
                         0.5,
-                        "not in this sweep",
+                        "nothing to draw",
                         transform=axis.transAxes,
                         ha="center",
                         color="#777777",
@@ -218,15 +219,14 @@ def _is_square(family: pd.DataFrame) -> bool:
     return bool((family["seq_q"] == family["seq_kv"]).all())
 
 
-def _lines(axis: Any, part: pd.DataFrame, quantity: _Quantity) -> None:
-    for arm in _ordered(part["arm"]):
-        line = part[(part["arm"] == arm) & part[quantity.column].notna()].sort_values("length")
-        if line.empty:
-            continue
+def _lines(axis: Any, part: pd.DataFrame, quantity: _Quantity, arms: Sequence[str]) -> None:
+    for place, arm in enumerate(arms):
+        line = part[part["arm"] == arm].sort_values("length")
         colour, marker = _look(arm)
         axis.plot(
-            line["length"], line[quantity.column], color=colour, marker=marker, markersize=5, linewidth=1.5, alpha=0.9
-        )
+            line["length"], line[quantity.column], color=colour, marker=marker, linewidth=1.5, alpha=0.9,
+            markersize=max(4.0, 7.0 - 0.7 * place),  # so that of arms that tie the lower one still shows
+        )  # fmt: skip
         if quantity is _TIME:
             spread = np.vstack([line["time_s"] - line["low_s"], line["high_s"] - line["time_s"]]).astype(float)
             axis.errorbar(
@@ -248,18 +248,22 @@ def _format_axes(axes: Any, family: pd.DataFrame, quantity: _Quantity) -> None:
         axis.set_xticks(lengths, [f"{each:,}" for each in lengths], rotation=0 if len(lengths) < 5 else 40, fontsize=8)
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity.words(value)))
-        axis.yaxis.set_minor_formatter(NullFormatter())
-        low, high = axis.get_ylim()
-        if high / max(low, 1e-300) < 20:
-            axis.yaxis.set_minor_formatter(
-                FuncFormatter(lambda value, _: quantity.words(value) if _leads(value) else "")
-            )
+        axis.yaxis.set_minor_formatter(_minor_labels(axis, quantity))
         axis.tick_params(axis="y", which="both", labelsize=8)
 
 
-def _leads(value: float) -> bool:
-    """2 and 5 of each decade are labelled where a decade alone would say too little."""
-    return round(value / 10 ** np.floor(np.log10(value)), 6) in (2, 5) if value > 0 else False
+def _minor_labels(axis: Any, quantity: _Quantity) -> Formatter:
+    """2 and 5 of each decade are labelled where a decade alone would say too little, and all where these would."""
+    low, high = axis.get_ylim()
+    reach = high / max(low, 1e-300)
+    if reach >= 20:
+        return NullFormatter()
+    labelled = (2, 5) if reach >= 4 else range(2, 10)
+    return FuncFormatter(lambda value, _: quantity.words(value) if _leading_digit(value) in labelled else "")
+
+
+def _leading_digit(value: float) -> float:
+    return float(round(value / 10 ** np.floor(np.log10(value)), 6)) if value > 0 else 0.0
 
 
 def _legend(figure: Figure, family: pd.DataFrame) -> None:
