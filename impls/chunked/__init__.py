@@ -9,29 +9,73 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from ..api import Implementation, Option, Tensors
+from ..api import Implementation, Option, OptionValue, RefusedError, Tensors
 from ..problem import AttentionProblem
 from ..registry import register
+
+#: A GPU hides the launches of small blocks badly, and has a larger cache: its workspace is this many times a CPU's.
+CUDA_FACTOR = 16
 
 
 @register
 class Chunked(Implementation):
-    """The in-repo memory-efficient implementation; block sizes are options, in rows of queries and keys."""
+    """The in-repo memory-efficient implementation.
+
+    Options: the most rows and keys of a block, the most MiB of its scores, and the dtype of products: `auto` takes the
+    inputs' own where this machine multiplies it faster and scores are small enough for it, else float32.
+    """
 
     name = "chunked"
     summary = "in-repo exact attention in blocks, linear memory"
     package = "attnbench"
-    options: ClassVar[Mapping[str, Option]] = {"query_block": Option(256), "key_block": Option(1024)}
+    revision = 2
+    options: ClassVar[Mapping[str, Option]] = {
+        "query_block": Option(512),
+        "key_block": Option(65536),
+        "workspace_mib": Option(8),
+        "products": Option("auto", ("auto", "own", "float32")),
+    }
+
+    def __init__(self, **given: OptionValue) -> None:
+        super().__init__(**given)
+        self._products = ""
 
     def prepare(self, problem: AttentionProblem, tensors: Tensors) -> Callable[[], Any]:
-        """Bind the block sizes; everything else is arithmetic."""
-        from .blocks import Blocks
-        from .kernel import ChunkedAttention
+        """Choose the dtype of products and the blocks; everything else is arithmetic."""
+        import torch
 
-        blocks = Blocks.of(problem, int(self.option("query_block")), int(self.option("key_block")))
-        scale = problem.softmax_scale
+        from .blocks import Blocks, Limits
+        from .kernel import ChunkedAttention
+        from .precision import are_small, fastest
+
+        dtype, device = tensors.query.dtype, tensors.query.device
+        factor = CUDA_FACTOR if device.type == "cuda" else 1
+        mib = factor * int(self.option("workspace_mib"))
+        limits = Limits(int(self.option("query_block")), int(self.option("key_block")), mib * 2**20)
+
+        def blocks_in(products: torch.dtype) -> Blocks:
+            return Blocks.of(problem, limits, products.itemsize, converts=products != dtype)
+
+        wide = torch.promote_types(dtype, torch.float32)
+        asked = self.option("products")
+        chosen = {"own": dtype, "float32": wide}.get(str(asked)) or fastest(dtype, device)
+        if blocks_in(chosen).cuts_keys and chosen != wide:
+            if asked == "own":
+                raise RefusedError(
+                    f"products own: needs seq_kv <= key_block ({limits.keys}); an online softmax needs float32"
+                )
+            chosen = wide
+        blocks, wide_blocks, scale = blocks_in(chosen), blocks_in(wide), problem.softmax_scale
+        self._products = str(chosen).removeprefix("torch.")
+        must_look = asked == "auto" and chosen != wide
 
         def call() -> Any:
-            return ChunkedAttention.apply(*tensors, scale, blocks)  # type: ignore[no-untyped-call]
+            if must_look and not are_small(tensors.query, tensors.key, scale):
+                return ChunkedAttention.apply(*tensors, scale, wide_blocks, wide)  # type: ignore[no-untyped-call]
+            return ChunkedAttention.apply(*tensors, scale, blocks, chosen)  # type: ignore[no-untyped-call]
 
         return call
+
+    def backend(self, operators: frozenset[str]) -> str | None:
+        """The dtype of its products."""
+        return f"{self._products} products"

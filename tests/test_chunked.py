@@ -1,0 +1,204 @@
+"""The in-repo implementation: right with every choice of blocks and products, on extreme scores, strided inputs, and small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attnbench.harness import contract, environment
+from attnbench.harness.cell import Cell
+from attnbench.harness.measure.check import check
+from attnbench.harness.measure.conformance import run_case, truth_of
+from attnbench.harness.measure.inputs import Inputs, draw
+from attnbench.harness.measure.oracle import Selection, find_truth
+from attnbench.harness.measure.subject import Subject
+from attnbench.harness.measure.tasks import CellTask, TruthTask
+from attnbench.harness.records import Measurement
+from attnbench.harness.run.fork_server import ForkServer
+from attnbench.impls import AttentionProblem, get
+from attnbench.impls.chunked.blocks import Blocks, Limits
+from attnbench.impls.chunked.kernel import ChunkedAttention
+
+DEVICE = environment.find_device("cpu")
+#: Choices that the defaults do not make for small problems, or not on this machine.
+CHOICES: list[dict[str, Any]] = [
+    {"products": "own"},
+    {"products": "float32"},
+    {"products": "own", "query_block": 100},
+    {"products": "float32", "query_block": 48, "key_block": 64},
+    {"key_block": 32, "workspace_mib": 1},
+]
+
+
+@pytest.mark.parametrize("options", CHOICES, ids=str)
+def test_every_choice_is_right(options: dict[str, Any]) -> None:
+    """What another machine or a larger problem would choose passes the cases too."""
+    problems = [each for each in contract.cases(fast_float16=False) if each.dtype != "float16"]
+    for problem in problems[::8]:
+        result = run_case(get("chunked", options), problem, DEVICE, truth_of(problem))
+        assert not result.refusals
+        assert not result.faults, f"{problem}: {result.faults}"
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_gradients_by_finite_differences(mask: str, cut: bool) -> None:
+    """In float64 gradients agree with finite differences, grouped and rectangular, with keys whole and cut."""
+    problem = AttentionProblem(batch=2, heads_q=4, heads_kv=2, seq_q=5, seq_kv=9, head_dim=3, mask=mask)
+    generator = torch.Generator().manual_seed(0)
+    shapes = (problem.query_shape, problem.key_shape, problem.key_shape)
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    blocks = Blocks.of(problem, Limits(4, 4 if cut else 99, 2**20), 8, converts=False)
+    assert blocks.cuts_keys is cut
+    assert torch.autograd.gradcheck(lambda *each: ChunkedAttention.apply(*each, 0.6, blocks, torch.float64), inputs)
+
+
+def _scaled(problem: AttentionProblem, factor: float) -> Inputs:
+    inputs = draw(problem, 7)
+    return inputs._replace(query=inputs.query * factor)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("options", [{}, {"key_block": 50}], ids=str)
+def test_large_scores_stay_right(dtype: Any, options: dict[str, Any]) -> None:
+    """Scores to +-1e4 and more, where a row sees one key alone, are finite and as near as float32 products come."""
+    problem = AttentionProblem(heads_q=2, heads_kv=2, seq_q=150, seq_kv=150, head_dim=64, dtype=dtype, mask="causal")
+    inputs = _scaled(problem, 3000.0)
+    largest = (inputs.query.float() @ inputs.key.float().transpose(-2, -1)).abs().max() * problem.softmax_scale
+    assert largest > 1e4
+    assert not _faults(problem, inputs, options)
+
+
+def test_skewed_rows_stay_right() -> None:
+    """One key that outweighs all others, in its own block or not, leaves no NaN and no loss."""
+    problem = AttentionProblem(heads_q=2, heads_kv=2, seq_q=64, seq_kv=300, head_dim=64)
+    inputs = draw(problem, 7)
+    inputs.key[:, :, 211] = 40 * inputs.query[:, :, :1].mean(2)
+    for options in ({}, {"key_block": 100}):
+        assert not _faults(problem, inputs, options)
+
+
+def _faults(problem: AttentionProblem, inputs: Inputs, options: dict[str, Any]) -> list[str]:
+    truth = find_truth(problem, inputs, Selection.within(problem, backward=True, seed=0), backward=True)
+    subject = Subject(get("chunked", options), problem, "forward_backward", "cpu")
+    subject.place(inputs)
+    subject.prepare()
+    return check(subject, inputs, truth, subject.outputs(inputs.grad_out)).faults
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_strided_inputs_are_right(cut: bool) -> None:
+    """Views of `[B, S, H, D]`, and every second of a larger tensor's elements, give what their copies give."""
+    problem = AttentionProblem(batch=2, heads_q=4, heads_kv=2, seq_q=33, seq_kv=70, head_dim=16, mask="causal")
+    blocks = Blocks.of(problem, Limits(16, 32 if cut else 999, 2**20), 4, converts=False)
+    shapes = (problem.query_shape, problem.key_shape, problem.key_shape)
+
+    def run(inputs: list[torch.Tensor], grad_out: torch.Tensor) -> list[torch.Tensor]:
+        leaves = [each.requires_grad_() for each in inputs]
+        out = ChunkedAttention.apply(*leaves, 0.25, blocks, torch.float32)  # type: ignore[no-untyped-call]
+        return [out, *torch.autograd.grad(out, leaves, grad_out)]
+
+    plain = [torch.randn(shape) for shape in shapes]
+    grad_out = torch.randn(problem.query_shape)
+    turned = [each.transpose(1, 2).contiguous().transpose(1, 2) for each in plain]
+    spread = [torch.stack([each, each], dim=-1)[..., 0] for each in plain]
+    expected = run([each.clone() for each in plain], grad_out)
+    strided_grad = grad_out.transpose(1, 2).contiguous().transpose(1, 2)
+    for inputs in (turned, spread):
+        assert not all(each.is_contiguous() for each in inputs)
+        for got, wanted in zip(run(inputs, strided_grad), expected, strict=True):
+            torch.testing.assert_close(got, wanted)
+
+
+def test_is_deterministic() -> None:
+    """The same inputs give the same bits."""
+    problem = AttentionProblem(
+        heads_q=8, heads_kv=2, seq_q=300, seq_kv=300, head_dim=64, dtype="bfloat16", mask="causal"
+    )
+    results = []
+    for _ in range(2):
+        subject = Subject(get("chunked", {}), problem, "forward_backward", "cpu")
+        inputs = draw(problem, 0)
+        subject.place(inputs)
+        subject.prepare()
+        results.append(subject.outputs(inputs.grad_out))
+    for name, tensor in results[0].items():
+        other = results[1][name]
+        assert tensor is not None
+        assert other is not None
+        assert torch.equal(tensor, other)
+
+
+@pytest.mark.parametrize(
+    ("seq_q", "seq_kv", "mask", "heads", "limits"),
+    [
+        (512, 512, "causal", (8, 8), Limits(512, 65536, 8 * 2**20)),
+        (257, 1000, "causal", (6, 3), Limits(48, 64, 2**20)),
+        (1, 4096, "full", (32, 8), Limits(512, 65536, 8 * 2**20)),
+        (997, 997, "full", (3, 1), Limits(512, 100, 2**20)),
+    ],
+)
+def test_blocks_visit_what_is_visible_once(
+    seq_q: int, seq_kv: int, mask: Any, heads: tuple[int, int], limits: Limits
+) -> None:
+    """Every row of every head meets every key that it sees once, in blocks within the workspace."""
+    problem = AttentionProblem(heads_q=heads[0], heads_kv=heads[1], seq_q=seq_q, seq_kv=seq_kv, head_dim=64, mask=mask)
+    blocks = Blocks.of(problem, limits, 4, converts=False)
+    seen = torch.zeros(heads[1], seq_q, seq_kv, dtype=torch.int32)
+    for rows in blocks.row_slices():
+        for keys in blocks.key_slices(rows):
+            for part in blocks.head_slices(range(heads[1]), rows):
+                seen[part, rows, keys] += 1
+                size = (
+                    (part.stop - part.start) * problem.group_size * (rows.stop - rows.start) * (keys.stop - keys.start)
+                )
+                assert 4 * size <= limits.workspace_bytes
+    for row in range(seq_q):
+        visible = problem.mask.visible_keys(row, seq_q, seq_kv)
+        assert (seen[:, row, : visible.stop] == 1).all()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    """One server for the memory tests."""
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("products", ["own", "float32"])
+@pytest.mark.parametrize(
+    ("passes", "most", "times_below"), [("forward", 17_825_792, 59), ("forward_backward", 67_108_864, 32)]
+)
+def test_memory_at_16384_tokens_is_below_the_papers(
+    passes: Any, most: int, times_below: int, products: str, server: ForkServer, tmp_path: Path
+) -> None:
+    """Rabe & Staats 2021, Tables 2 and 3: overhead of one head of 64 in bfloat16; forward saves nothing for backward."""
+    problem = AttentionProblem(heads_q=1, heads_kv=1, seq_q=16384, seq_kv=16384, head_dim=64, dtype="bfloat16")
+    cell = Cell(implementation="chunked", options={"products": products}, problem=problem, passes=passes)
+    memory = _measured(server, cell, tmp_path).memory
+    assert memory is not None
+    print(f"{passes}, {products} products: {memory.overhead_bytes} bytes")
+    assert memory.overhead_bytes <= most
+    matrices = 1 if passes == "forward" else 2
+    assert memory.overhead_bytes * times_below <= matrices * 16384**2 * 4
+    assert not memory.saved_bytes or memory.saved_bytes < 2**20
+
+
+def _measured(server: ForkServer, cell: Cell, folder: Path) -> Measurement:
+    path = folder / "truth.pt"
+    common: dict[str, Any] = {"device": "cpu", "threads": 2, "seed": 0}
+    truth = TruthTask(**common, problem=cell.problem, backward=cell.passes != "forward", truth_path=str(path))
+    assert server.run(truth, 300).result
+    task = CellTask(
+        **common, cell=cell, truth_path=str(path), min_time_s=0.02, max_time_s=0.1, precision=0.01, measure_time=False
+    )
+    reply = server.run(task, 300)
+    assert reply.result, reply.output_tail
+    measurement = Measurement.model_validate_json(reply.result)
+    assert not measurement.detail, measurement.detail
+    return measurement
