@@ -32,6 +32,14 @@ def test_a_failure_ends_its_cell_and_out_of_memory_does_not() -> None:
     assert History([launch(outcome=Outcome.OUT_OF_MEMORY)]).ended("c") is None
 
 
+def test_a_void_failure_ends_its_cell_only_when_its_attempts_are_used_up() -> None:
+    """What a disturbed launch says of its cell does not count while it is to be repeated."""
+    void = launch(outcome=Outcome.IMPLAUSIBLE, void="throttled")
+    assert History([void]).ended("c") is None
+    assert History([void, launch(attempt=1)]).ended("c") is None
+    assert History([launch(attempt=MOST_REPEATS, outcome=Outcome.IMPLAUSIBLE, void="throttled")]).ended("c") is not None
+
+
 def test_retry_forgets_failures_alone() -> None:
     """`resume --retry-failed` opens failed pairs again, skipped ones too, and leaves what is done or refused."""
     failed = [launch(outcome=Outcome.CRASHED), launch(1, outcome=Outcome.CRASHED, skipped=True)]

@@ -30,7 +30,7 @@ class History:
         key = (launch.cell, launch.round)
         self._attempts[key].append(launch)
         self._retried.discard(key)
-        if launch.outcome in FINAL and not launch.skipped:
+        if launch.outcome in FINAL and not launch.skipped and not _is_to_be_repeated(launch):
             self._ends.setdefault(launch.cell, (launch.outcome, launch.round))
 
     def is_done(self, cell: str, round_: int) -> bool:
@@ -38,7 +38,7 @@ class History:
         attempts = self._attempts.get((cell, round_), [])
         if not attempts or (cell, round_) in self._retried:
             return False
-        return not attempts[-1].void or attempts[-1].attempt >= MOST_REPEATS
+        return not _is_to_be_repeated(attempts[-1])
 
     def next_attempt(self, cell: str, round_: int) -> int:
         """The number of the next attempt at a pair: each has a number of its own."""
@@ -57,3 +57,7 @@ class History:
             if launch.outcome not in (Outcome.OK, Outcome.UNSUPPORTED)
         }
         self._ends = {cell: end for cell, end in self._ends.items() if end[0] is Outcome.UNSUPPORTED}
+
+
+def _is_to_be_repeated(launch: Launch) -> bool:
+    return bool(launch.void) and launch.attempt < MOST_REPEATS
