@@ -40,7 +40,7 @@ def print_plan(plan: Plan, config: SweepConfig, device: Device) -> None:
     protocol = config.protocol
     unmeasured = {*plan.refused, *plan.broken}
     measured = [cell for cell in plan.cells if cell.id not in unmeasured]
-    console.print(f"{config.name}: {len(plan.cells)} cells on {device} ({device.name}), {protocol.launches} launches each",
+    console.print(f"{config.name}: {len(plan.cells)} cells on {device} ({device.name}), {protocol.rounds} launches each",
                   style="bold", highlight=False, markup=False)  # fmt: skip
     table = Table("implementation", "cells", "measured")
     for arm, count in Counter(cell.arm for cell in plan.cells).items():

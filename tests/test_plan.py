@@ -283,6 +283,13 @@ def test_estimate_grows() -> None:
     assert cost_of(linear, CPU, longer).seconds_per_launch > cost_of(linear, CPU, protocol).seconds_per_launch + 3
 
 
+def test_memory_alone_is_one_round() -> None:
+    """A memory-only protocol is estimated as the one launch of each cell that it takes."""
+    protocol = {"launches": 8, "measure": ["memory"]}
+    assert planned(SWEEP, protocol=protocol).seconds == planned(SWEEP, protocol=protocol | {"launches": 1}).seconds
+    assert planned(SWEEP, protocol={"launches": 8}).seconds > planned(SWEEP, protocol={"launches": 1}).seconds
+
+
 def test_totals_of_a_plan() -> None:
     """A plan tells its seconds, and which measured cells need more memory than there is."""
     plan = planned({**SWEEP, "seq_len": [256, 65536]}, implementations=["naive", "chunked", "sdpa_efficient"])

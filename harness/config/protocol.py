@@ -48,6 +48,11 @@ class Protocol(BaseModel):
         ("time", "memory"), description="What is measured: time, memory, or both."
     )
 
+    @property
+    def rounds(self) -> int:
+        """Launches of each cell: one where memory alone is measured, which does not vary from launch to launch as time does."""
+        return self.launches if "time" in self.measure else 1
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min_time_s > self.max_time_s:

@@ -52,7 +52,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """The whole run, roughly: every launch, and a server for each round."""
-        return self.protocol.launches * (SERVER_S + sum(each.seconds_per_launch for each in self.costs.values()))
+        return self.protocol.rounds * (SERVER_S + sum(each.seconds_per_launch for each in self.costs.values()))
 
     @property
     def beyond_memory(self) -> tuple[Cell, ...]:
