@@ -159,19 +159,22 @@ def _carry_out(ready: runs.Ready, *, retry_failed: bool) -> NoReturn:
     from .progress import make_progress
 
     with make_progress() as progress:
-        ended = ready.carry_out(progress, retry_failed=retry_failed)
+        ending = ready.carry_out(progress, retry_failed=retry_failed)
     listing.print_results(ready.run)
-    listing.print_split(ended)
+    listing.print_split(ending.event)
     from ..reports import page
 
     written = page.write_page(ready.run)
     for notice in ready.run.notices:
         print(f"notice: {notice}", file=sys.stderr)
     print(f"page: {written}")
-    if ended.status == "interrupted":
-        print(f"interrupted; go on with: attnbench resume {ready.run.path}", file=sys.stderr)
+    is_whole = ending.event.status == "finished"
+    if not is_whole:
+        reason = f"no server starts: {ending.stopped}" if ending.stopped else "interrupted"
+        print(f"{reason}; go on with: attnbench resume {ready.run.path}", file=sys.stderr)
     print(ready.run.path)
-    raise typer.Exit(Exit.INTERRUPTED if ended.status == "interrupted" else of_sweep(ready.run))
+    cut_short = Exit.NO_SERVER if ending.stopped else Exit.INTERRUPTED
+    raise typer.Exit(of_sweep(ready.run) if is_whole else cut_short)
 
 
 @contextmanager

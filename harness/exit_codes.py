@@ -15,6 +15,7 @@ class Exit(IntEnum):
     INTERNAL = 1
     USAGE = 2
     FILES = 3
+    NO_SERVER = 4  # no process to measure in could be started: what was measured is kept, resumable
     REGRESSION = 10
     INCONCLUSIVE = 11
     NOT_COMPARABLE = 12

@@ -49,6 +49,26 @@ class Flooding(Implementation):
         return lambda: torch.nn.functional.scaled_dot_product_attention(*tensors)
 """
 
+#: An implementation that kills its server, so many times.
+KILLING = """
+import os, signal
+from pathlib import Path
+from attnbench.impls import Implementation, register
+
+@register
+class Killing(Implementation):
+    name = "killing"
+
+    def prepare(self, problem, tensors):
+        import torch
+        done = Path("kills")
+        count = len(done.read_text()) if done.exists() else 0
+        if count < {times}:
+            done.write_text("x" * (count + 1))
+            os.kill(os.getppid(), signal.SIGKILL)
+        return lambda: torch.nn.functional.scaled_dot_product_attention(*tensors)
+"""
+
 #: Each fake's outcome, and words that its detail must hold.
 ENDINGS = {
     "fake_wrong": (Outcome.INCORRECT, "out is off by"),
@@ -228,6 +248,25 @@ def test_escaped_descendant_that_writes_for_ever(attnbench: Command, tmp_path: P
                 os.kill(int(file.name.partition("-")[2]), signal.SIGKILL)
     assert list(tmp_path.glob("flood-*"))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("times", "outcome", "words"), [(1, Outcome.OK, ""), (9, Outcome.CRASHED, "two servers in turn")]
+)
+def test_server_that_fails_is_replaced(
+    attnbench: Command, tmp_path: Path, times: int, outcome: Outcome, words: str
+) -> None:
+    """A launch whose server ends is carried out by a new one; only where that ends too the cell is said to crash it."""
+    (tmp_path / "killing.py").write_text(KILLING.format(times=times))
+    (tmp_path / "c.yaml").write_text(CONFIG.format(names="killing").replace("launches: 2", "launches: 1"))
+    only_forward = ["--set", "sweeps.0.pass=forward"]
+    done = attnbench("run", "c.yaml", "--out", "runs", "--plugin", "killing.py", *only_forward)
+    run = Run.open(tmp_path / done.stdout.splitlines()[-1])
+    ended = {each.implementation: each for each in run.launches()}
+    assert ended["killing"].outcome is outcome
+    assert words in ended["killing"].detail
+    assert ended["sdpa"].outcome is Outcome.OK
+    assert any("ended with code -9" in each.text for each in run.events() if isinstance(each, Notice))
 
 
 def _memory_group() -> Path | None:

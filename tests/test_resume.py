@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from attnbench.harness.records import SessionEnded
+from attnbench.harness.records import Notice, SessionEnded
 from attnbench.harness.run.history import MOST_REPEATS
 from attnbench.harness.store import LAUNCH_FILE, RUN_FILE, Run
 
@@ -207,6 +207,36 @@ def test_damaged_files_are_named(
         assert "Traceback" not in done.stderr
 
 
+def test_truths_without_a_folder(attnbench: Command, run_copy: Path, fakes: Path) -> None:
+    """Where the folder of truths cannot be made, the message says so, exit 3."""
+    (run_copy / LAUNCH_FILE).write_bytes(b"")
+    (run_copy / "truth").write_text("a file where the folder should be")
+    done = attnbench("resume", run_copy, "--plugin", fakes)
+    assert done.returncode == 3
+    assert f"cannot write {run_copy / 'truth'}: File exists" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("measured", [0, 4])
+def test_no_server_starts(attnbench: Command, tmp_path: Path, run_copy: Path, fakes: Path, measured: int) -> None:
+    """The session ends with the reason and a code of its own, no cell is blamed, and the run goes on once servers start."""
+    lines = (run_copy / LAUNCH_FILE).read_bytes().splitlines(keepends=True)[:measured]
+    (run_copy / LAUNCH_FILE).write_bytes(b"".join(lines))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'attnbench.harness.measure.server' in sys.orig_argv: os._exit(7)\n"
+    )
+    done = attnbench("resume", run_copy, "--plugin", fakes, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 4, done.stderr
+    assert f"no server starts: a fork server ended with code 7; go on with: attnbench resume {run_copy}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (run_copy / LAUNCH_FILE).read_bytes() == b"".join(lines)
+    notices = [event.text for event in Run.open(run_copy).events() if isinstance(event, Notice)]
+    assert "the session ended early: a fork server ended with code 7" in notices
+    done = attnbench("resume", run_copy, "--plugin", fakes)
+    assert done.returncode == 0, done.stderr
+    assert_complete(run_copy)
+
+
 def test_folder_without_permission(attnbench: Command, tmp_path: Path) -> None:
     """Where the root cannot be written, the message says so, exit 3, and nothing was measured."""
     (tmp_path / "c.yaml").write_text(CONFIG.replace("fake_sleep, ", ""))
@@ -229,6 +259,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("this user cannot mount a small file system")
     yield place
     subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_disk_that_is_full_of_truths(attnbench: Command, tmp_path: Path, small_disk: Path) -> None:
+    """A truth that does not fit ends the run with the reason, exit 3, and is not a fault of its cells."""
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    (tmp_path / "c.yaml").write_text(CONFIG.replace("fake_sleep, ", "").replace("[16, 32]", "4096"))
+    done = attnbench("run", "c.yaml", "--out", small_disk, "--set", "sweeps.0.head_dim=64")
+    assert done.returncode == 3, done.stderr
+    assert "cannot write the truths of problems" in done.stderr
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not next(small_disk.iterdir()).joinpath(LAUNCH_FILE).read_bytes()
 
 
 def test_full_disk(attnbench: Command, tmp_path: Path, small_disk: Path) -> None:

@@ -11,6 +11,10 @@ class ServerError(Exception):
     """A server that does not start, ended, or hangs; the message says what it printed."""
 
 
+class NoServerError(Exception):
+    """No server starts here at all: nothing more can be measured, and no cell is to blame."""
+
+
 class Executor(Protocol):
     """Carries out tasks one at a time, each in a process of its own that is forked from one fresh interpreter."""
 

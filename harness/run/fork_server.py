@@ -25,16 +25,23 @@ class ForkServer:
 
     def __init__(self) -> None:
         begin = time.perf_counter()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
-        # -P: the current folder must not stand in for installed modules. A session of its own: Ctrl-C reaches only us.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "attnbench.harness.measure.server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            start_new_session=True,
-            bufsize=0,
-        )
+        try:
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
+        except OSError as error:
+            raise ServerError(f"a fork server could not be given a file for its messages: {error}") from error
+        try:
+            # -P: the current folder must not stand in for installed modules. A session of its own: Ctrl-C reaches only us.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "attnbench.harness.measure.server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                start_new_session=True,
+                bufsize=0,
+            )
+        except OSError as error:
+            self._log.close()
+            raise ServerError(f"a fork server could not be started: {error}") from error
         self._buffer = b""
         self.pid = self._process.pid
         try:
@@ -95,8 +102,12 @@ class ForkServer:
         return line.decode()
 
     def _epitaph(self) -> str:
-        code = self._process.wait(timeout=5)
+        try:
+            end = f"ended with code {self._process.wait(timeout=5)}"
+        except subprocess.TimeoutExpired:
+            self._kill()
+            end = "closed its end of the pipe and did not end"
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         reason = f": {lines[-1]}" if lines else ""
-        return f"a fork server ended with code {code}{reason}"
+        return f"a fork server {end}{reason}"

@@ -15,6 +15,7 @@ from ...impls import AttentionProblem
 from ..cell import Conditions
 from ..measure.tasks import CeilingsTask, Probe, Task, TruthDone, TruthTask
 from ..records import Ceilings, CeilingsMeasured, TruthComputed
+from ..store import StoreError
 from .executor import ServerError
 from .journal import Journal, now
 from .outcomes import failure_of
@@ -22,6 +23,7 @@ from .servers import Servers
 
 #: Seconds that the oracle or the ceilings may take.
 DEADLINE_S = 600.0
+_PROBE_BYTES = 65536
 _Result = TypeVar("_Result", bound=BaseModel)
 
 
@@ -64,7 +66,10 @@ class Preparation:
 
     def find_truths(self, problems: Iterable[AttentionProblem], with_backward: Collection[AttentionProblem]) -> None:
         """The truth of every problem that is not known yet."""
-        self.folder.mkdir(exist_ok=True)
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write {self.folder}: {error.strerror}") from error
         for problem in dict.fromkeys(problems):
             if problem not in self._failures:
                 self._find_truth(problem, backward=problem in with_backward)
@@ -87,10 +92,21 @@ class Preparation:
             problem=problem, backward=backward, truth_path=str(self.truth_path(problem)),
         )  # fmt: skip
         done, failure, seconds = self._ask(task, TruthDone)
+        if failure:
+            self._refuse_full_disk()
         self._failures[problem] = failure
         share = done.checked_share if done else None
         event = TruthComputed(at=now(), problem=str(problem), checked_share=share, seconds=seconds, failure=failure)
         self.journal.event(event, "truth", seconds)
+
+    def _refuse_full_disk(self) -> None:
+        """A worker's truth that does not fit fills the disk to the end; then the disk is at fault, not the problem."""
+        probe = self.folder / "probe"
+        try:
+            probe.write_bytes(bytes(_PROBE_BYTES))
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(f"cannot write the truths of problems under {self.folder}: {error.strerror}") from error
 
     def _ask(self, task: Task, kind: type[_Result]) -> tuple[_Result | None, str, float]:
         """The result or the failure, and the seconds it took beyond a server's start."""

@@ -14,11 +14,11 @@ from .. import environment
 from ..config import ConfigError, LoadedConfig, SweepConfig, load_stored
 from ..peaks import peak_flops_per_s
 from ..plan import Plan, make_plan
-from ..records import Notice, RunInfo, SessionEnded
+from ..records import Notice, RunInfo
 from ..store import Run
 from .fork_server import ForkServer
 from .journal import Observer, now
-from .session import Machine, Session
+from .session import Ending, Machine, Session
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Ready:
     config: SweepConfig
     machine: Machine
 
-    def carry_out(self, observer: Observer, *, retry_failed: bool = False) -> SessionEnded:
+    def carry_out(self, observer: Observer, *, retry_failed: bool = False) -> Ending:
         """Measure what is still to do. Errors: `StoreError`, also where another process writes to the run."""
         with self.run.locked():
             session = Session(

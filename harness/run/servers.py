@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..measure.tasks import Reply, Task
-from ..records import ServerStarted
-from .executor import Executor, ServerError
+from ..records import Notice, ServerStarted
+from .executor import Executor, NoServerError, ServerError
 from .journal import Journal, now
 
 
@@ -27,7 +27,17 @@ class Servers:
         self._round = round_
 
     def run(self, task: Task, deadline_s: float) -> Reply:
-        """Carry out a task. Errors: `ServerError`; the next task then gets a new server."""
+        """Carry out a task, on a second server where the first fails.
+
+        Errors: `ServerError` where that fails too, and the next task gets a new one; `NoServerError` where it does not start.
+        """
+        try:
+            return self._try(task, deadline_s)
+        except (ServerError, NoServerError) as error:
+            self._journal.event(Notice(at=now(), text=f"{error}; its task goes to a new server"))
+            return self._try(task, deadline_s)
+
+    def _try(self, task: Task, deadline_s: float) -> Reply:
         server = self._current or self._begin()
         try:
             return server.run(task, deadline_s)
@@ -42,7 +52,10 @@ class Servers:
         self._current = None
 
     def _begin(self) -> Executor:
-        server = self._current = self._start()
+        try:
+            server = self._current = self._start()
+        except ServerError as error:
+            raise NoServerError(str(error)) from error
         self.name = f"s{self._count}"
         self._count += 1
         started = ServerStarted(at=now(), server=self.name, round=self._round, pid=server.pid, seconds=server.start_s)

@@ -12,10 +12,10 @@ from ..cell import Cell
 from ..config import Protocol
 from ..measure.tasks import CellTask
 from ..plan import Plan, cost_of, order
-from ..records import Launch, Measurement, Outcome, ServerStarted, SessionEnded
+from ..records import Launch, Measurement, Notice, Outcome, ServerStarted, SessionEnded
 from ..store import Run
 from ..verdicts.plausibility import beats_physics
-from .executor import Executor, ServerError
+from .executor import Executor, NoServerError, ServerError
 from .history import MOST_REPEATS, History
 from .journal import Journal, Observer, now
 from .outcomes import measurement_of
@@ -33,6 +33,14 @@ class Machine:
     peak_flops_per_s: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a session ended: the event that was stored, and why it could not go on where it could not."""
+
+    event: SessionEnded
+    stopped: str = ""
+
+
 class Session:
     """Carries out a plan: rounds of shuffled cells, a new server each round, everything stored as soon as it is known."""
 
@@ -42,8 +50,6 @@ class Session:
     ) -> None:  # fmt: skip
         self._run, self._plan, self._protocol, self._machine = run, plan, protocol, machine
         self._cells = list({cell.id: cell for cell in (*plan.cells, *plan.control)}.values())
-        # Memory does not vary from launch to launch as time does.
-        self._rounds = protocol.launches if "time" in protocol.measure else 1
         self._history = History(run.launches(), retry_failed=retry_failed)
         self._journal = Journal(run, observer)
         started = sum(isinstance(event, ServerStarted) for event in run.events())
@@ -52,14 +58,21 @@ class Session:
             self._servers, self._journal, run.path / "truth", str(machine.device), machine.threads, protocol.seed
         )
 
-    def carry_out(self) -> SessionEnded:
-        """Everything that is still to do. Ctrl-C ends it cleanly with what there is. Errors: `StoreError`."""
+    def carry_out(self) -> Ending:
+        """Everything that is still to do. Ctrl-C, or that no server starts, ends it cleanly with what there is.
+
+        Errors: `StoreError`.
+        """
         begin = time.perf_counter()
         status: Literal["finished", "interrupted"] = "finished"
+        stopped = ""
         try:
             self._all_rounds()
         except KeyboardInterrupt:
             status = "interrupted"
+        except NoServerError as error:
+            status, stopped = "interrupted", str(error)
+            self._journal.event(Notice(at=now(), text=f"the session ended early: {stopped}"))
         finally:
             self._servers.close()
             self._preparation.clear()
@@ -67,13 +80,13 @@ class Session:
         split = {**self._journal.split_s, "rest": wall_s - sum(self._journal.split_s.values())}
         ended = SessionEnded(at=now(), status=status, wall_s=wall_s, split_s=split)
         self._journal.event(ended)
-        return ended
+        return Ending(ended, stopped)
 
     def _all_rounds(self) -> None:
-        rounds = {round_: self._todo(round_) for round_ in range(self._rounds)}
+        rounds = {round_: self._todo(round_) for round_ in range(self._protocol.rounds)}
         pending = [cell for todo in rounds.values() for _, cell in todo if self._unmeasured_end(cell) is None]
         seconds = sum(self._estimate(cell) for cell in pending)
-        total = len(self._cells) * self._rounds
+        total = len(self._cells) * self._protocol.rounds
         self._journal.observer.began(sum(map(len, rounds.values())), total, seconds)
         for round_, todo in rounds.items():
             self._servers.new_round(round_)
@@ -141,7 +154,7 @@ class Session:
         try:
             reply = self._servers.run(self._task(cell, round_), deadline_s)
         except ServerError as error:
-            return Measurement(outcome=Outcome.CRASHED, detail=str(error))
+            return Measurement(outcome=Outcome.CRASHED, detail=f"two servers in turn failed while they ran it: {error}")
         measurement = measurement_of(reply, deadline_s)
         ceilings = self._preparation.ceilings
         if measurement.outcome is Outcome.OK and ceilings is not None:
