@@ -24,10 +24,13 @@ def print_implementations(device: Device) -> None:
     for name in names():
         try:
             implementation = get(name)
+            reasons = tuple(map(str, implementation.unavailable(device)))
         except BrokenImplementationError as error:
             table.add_row(escape(name), "", escape(f"no: {error}"))
             continue
-        reasons = implementation.unavailable(device)
+        except Exception as error:  # noqa: BLE001 - a plugin may fail in any way, and must break only its own line
+            table.add_row(escape(name), "", escape(f"no: it fails to say: {type(error).__name__}: {error}"))
+            continue
         said = "no: " + "\n    ".join(reasons) if reasons else "available"
         options = "".join(f"\n  option {key}: {option.words}" for key, option in implementation.options.items())
         table.add_row(escape(name), escape(implementation.summary + options), escape(said))

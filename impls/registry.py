@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -61,9 +62,7 @@ def get(name: str, options: Mapping[str, OptionValue] | None = None) -> Implemen
         return cls(**(options or {}))
     if name in _broken:
         raise BrokenImplementationError(f"implementation {name!r} could not be imported: {_broken[name]}")
-    raise UnknownImplementationError(
-        f"unknown implementation {name!r}{near(name, names())}; known: {', '.join(names())}"
-    )
+    raise UnknownImplementationError(f"unknown implementation {name!r}{choices(name, names(), 'known')}")
 
 
 def load_plugin(module: str) -> None:
@@ -77,7 +76,8 @@ def load_plugin(module: str) -> None:
         importlib.import_module(module)
         return
     path = Path(module).resolve()
-    name = f"attnbench_plugin_{path.stem}"
+    # Files of one name in two folders are two plugins.
+    name = f"attnbench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)
@@ -98,6 +98,12 @@ def near(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
+def choices(word: str, known: Iterable[str], title: str) -> str:
+    """`; did you mean 'x'? title: x, y` where a known word is close, else `; title: x, y`."""
+    hint = near(word, known)
+    return f"{hint or ';'} {title}: {', '.join(known) or 'none'}"
+
+
 def _discover() -> None:
     global _discovered  # noqa: PLW0603 - the registry is the one global
     if _discovered:
@@ -111,15 +117,16 @@ def _discover() -> None:
             loaded = entry.load()
             if isinstance(loaded, type) and issubclass(loaded, Implementation):
                 register(loaded)
-        except Exception as error:  # noqa: BLE001 - another distribution's import may fail in any way, and must break only itself
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - another distribution's import may fail in any way, SystemExit included
             _broken[entry.name] = f"entry point {entry.value}: {type(error).__name__}: {error}"
 
 
 def _check_options(cls: type[Implementation], options: Mapping[str, OptionValue]) -> None:
     for key, value in options.items():
         if key not in cls.options:
-            allowed = ", ".join(cls.options) or "none"
-            raise OptionError(f"{cls.name} has no option {key!r}{near(key, cls.options)}; options: {allowed}")
+            raise OptionError(f"{cls.name} has no option {key!r}{choices(key, cls.options, 'options')}")
         if not cls.options[key].accepts(value):
             raise OptionError(f"{cls.name}: option {key} is {value!r}; allowed: {cls.options[key].words}")
 

@@ -60,12 +60,18 @@ def test_is_listed_and_swept(attnbench: Command, tmp_path: Path, installed: Path
         assert launch.outcome is Outcome.OK or "attnbench-halves 0.1" in launch.detail
 
 
-def test_broken_distribution_breaks_itself_alone(attnbench: Command, tmp_path: Path, installed: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("import a_package_that_is_not_there", "a_package_that_is_not_there"), ("raise SystemExit(3)", "SystemExit: 3")],
+)
+def test_broken_distribution_breaks_itself_alone(
+    attnbench: Command, tmp_path: Path, installed: Path, line: str, words: str
+) -> None:
     """A distribution whose module does not import is listed as broken; everything else goes on."""
     broken = tmp_path / "broken"
     shutil.copytree(installed, broken)
-    (broken / "attnbench_halves.py").write_text("import a_package_that_is_not_there\n")
+    (broken / "attnbench_halves.py").write_text(line + "\n")
     listed = attnbench("list", PYTHONPATH=str(broken))
     assert listed.returncode == 0, listed.stderr
-    assert "a_package_that_is_not_there" in listed.stdout
+    assert words in listed.stdout
     assert "chunked" in listed.stdout
