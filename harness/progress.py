@@ -11,15 +11,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from .cell import Cell
+from ..impls import AttentionProblem, Pass
+from .cell import Cell, Conditions
 from .records import CeilingsMeasured, Event, Launch, Notice, Outcome, ServerStarted, TruthComputed
 
 
 class Standing:
-    """The fastest implementation so far of each problem and pass, and the time that is left."""
+    """The fastest implementation so far of each problem, pass and conditions, and the time that is left."""
 
     def __init__(self) -> None:
-        self._fastest: dict[tuple[str, str], tuple[float, str]] = {}
+        self._fastest: dict[tuple[AttentionProblem, Pass, Conditions], tuple[float, str]] = {}
         self._begin = time.monotonic()
         self.done = 0
         self.pending = 0
@@ -33,13 +34,13 @@ class Standing:
         self.done = min(self.pending, self.done + (not launch.void))
         if launch.samples is None or launch.outcome is not Outcome.OK:
             return
-        key = (str(cell.problem), cell.passes)
+        key = (cell.problem, cell.passes, cell.conditions)
         entry = (statistics.median(launch.samples.times_s), cell.arm)
         self._fastest[key] = min(entry, self._fastest.get(key, entry))
 
     def fastest(self, cell: Cell) -> str:
         """Who leads on this cell's problem."""
-        entry = self._fastest.get((str(cell.problem), cell.passes))
+        entry = self._fastest.get((cell.problem, cell.passes, cell.conditions))
         return f"fastest {entry[1]} {entry[0] * 1e3:.3g} ms" if entry else ""
 
     def left(self) -> str:
