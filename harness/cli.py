@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ..impls import choices
 from . import environment
 from .config import ConfigError, ConfigFileError, config_schema, load_config
 from .exit_codes import Exit, of_sweep
@@ -109,6 +110,8 @@ def report(
         from ..reports import page
 
         opened = [Run.open(each) for each in run]
+        if baseline is not None:
+            _refuse_unknown(baseline, sorted({cell.arm for each in opened for cell in each.info.cells}))
         if out is None:
             for each in opened:
                 print(page.write_page(each, baseline=baseline))
@@ -189,6 +192,11 @@ def _stated_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+def _refuse_unknown(baseline: str, arms: list[str]) -> None:
+    if baseline not in arms:
+        raise ConfigError(f"unknown baseline {baseline!r}{choices(baseline, arms, 'measured')}")
 
 
 def _fail(error: Exception, code: Exit) -> NoReturn:

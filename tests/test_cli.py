@@ -12,7 +12,10 @@ import pandas as pd
 import pytest
 
 from attnbench import reports
-from attnbench.harness.records import SessionEnded
+from attnbench.harness.cell import Cell, Conditions
+from attnbench.harness.plan import CONTROL
+from attnbench.harness.progress import Standing
+from attnbench.harness.records import Launch, Outcome, Samples, SessionEnded
 from attnbench.harness.store import Run
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -139,6 +142,28 @@ def test_list_gives_every_reason(attnbench: Command) -> None:
     assert "flash-attn is not installed" in done.stdout
 
 
+def test_list_survives_plugins(attnbench: Command, tmp_path: Path) -> None:
+    """A plugin that fails when it is made or asked is a line with its reason; two files of one name are two plugins."""
+    broken = {
+        "one": ("def __init__(self, **given)", "the licence ran out"),
+        "two": ("def unavailable(self, device)", "no idea"),
+    }
+    for name, (method, words) in broken.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kernel.py").write_text(
+            "from attnbench.impls import Implementation, register\n"
+            f"@register\nclass Broken(Implementation):\n    name = 'kernel_{name}'\n"
+            f"    {method}:\n        raise RuntimeError('{words}')\n"
+            "    def prepare(self, problem, tensors):\n        pass\n"
+        )
+    done = attnbench("list", "--plugin", "one/kernel.py", "--plugin", "two/kernel.py")
+    assert done.returncode == 0, done.stderr
+    for name, (_, words) in broken.items():
+        assert f"kernel_{name}" in done.stdout
+        assert f"RuntimeError: {words}" in done.stdout
+    assert "available" in done.stdout
+
+
 def test_schema_is_json(attnbench: Command) -> None:
     """`schema` prints the JSON Schema that the shipped configs name."""
     assert json.loads(attnbench("schema").stdout)["title"]
@@ -172,6 +197,30 @@ def test_unknown_export_format(attnbench: Command, finished: tuple[Run, subproce
     done = attnbench("export", run.path, "--format", "cvs")
     assert done.returncode == 2
     assert "did you mean 'csv'" in done.stderr
+
+
+def test_unknown_baseline(attnbench: Command, finished: tuple[Run, subprocess.CompletedProcess[str]]) -> None:
+    """A baseline that the runs did not measure is a usage error that names those that they did."""
+    run, _ = finished
+    done = attnbench("report", run.path, "--baseline", "chunkd")
+    assert done.returncode == 2
+    assert "'chunkd'; did you mean 'chunked'? measured: chunked, naive, sdpa_cudnn, sdpa_flash" in done.stderr
+    assert attnbench("report", run.path, "--baseline", "chunked").returncode == 0
+
+
+def test_rivals_have_the_same_conditions() -> None:
+    """The fastest so far is that of the same problem, pass and conditions: warm caches do not beat cold ones."""
+    standing = Standing()
+    cells = [
+        Cell(implementation=name, problem=CONTROL, passes="forward", conditions=Conditions(device="cuda", cache=cache))
+        for name, cache in (("naive", "warm"), ("sdpa", "cold"), ("chunked", "cold"))
+    ]
+    for each, time_s in zip(cells, (0.001, 0.003, 0.002), strict=True):
+        samples = Samples(repeats=1, times_s=(time_s,), stop="budget", warmup_calls=1, warmup_s=0.0)
+        standing.add(each, Launch(cell=each.id, round=0, attempt=0, implementation=each.implementation, name=each.name,
+                                  position=0, started_at="", outcome=Outcome.OK, samples=samples))  # fmt: skip
+    assert standing.fastest(cells[0]) == "fastest naive 1 ms"
+    assert standing.fastest(cells[1]) == "fastest chunked 2 ms"
 
 
 def test_nothing_measured(attnbench: Command, tmp_path: Path) -> None:
