@@ -36,7 +36,8 @@ def timed_region(protocol: dict[str, Any], device: str) -> list[tuple[str, str]]
                       "round all cells run once, shuffled by the run's seed."),
         ("allocator", f"{allocator}: {_ALLOCATORS.get(allocator, 'unknown')}."),
         ("check", "Before the clock: values, and gradients where the pass has them, against float64, by a bound taken "
-                  "from what an honest eager implementation errs in this dtype. What fails is never timed or ranked."),
+                  "from what an honest eager implementation errs in this dtype; again after it, on new inputs. What fails "
+                  "is never ranked."),
         ("statistics", "A cell's time is the median of its launches' medians. Below 6 launches the range of launches is "
                        "shown, labelled so; from 6 on a 95 % bootstrap interval. Overlapping intervals are a tie."),
         ("void launches", "Repeated up to 3 times where a thread waited in the run queue for more than 2 % of the timed "
