@@ -81,8 +81,8 @@ def _content(run: Run, cells: pd.DataFrame, baseline: str | None) -> dict[str, A
         "void": int(sum(bool(launch.void) for launch in run.launches())),
         "notices": [*_notices(events), *run.notices],
         "contract": timed_region(_full_protocol(protocol), info.device),
-        "protocol": _full_protocol(protocol),
-        "environment": {key: json.dumps(value, ensure_ascii=False) for key, value in _facts(run).items()},
+        "protocol": {key: _words(value) for key, value in _full_protocol(protocol).items()},
+        "environment": {key: _words(value) for key, value in _facts(run).items()},
         "split": [(name, f"{seconds:.1f} s", fmt.share(seconds / ends[-1].wall_s)) for name, seconds in
                   ends[-1].split_s.items()] if ends and ends[-1].wall_s else [],
         "sessions": ends,
@@ -147,6 +147,17 @@ def _facts(run: Run) -> dict[str, Any]:
             torch_facts = {f"torch {key}": value for key, value in event.torch_facts.items()}
     versions = {f"version of {name}": version for name, version in info.versions.items()}
     return {**environment, "threads": info.environment.get("threads"), **versions, **torch_facts}
+
+
+def _words(value: Any) -> str:
+    """A stored fact or setting for people; nested ones as JSON. What the platform does not show is said by its reason."""
+    if isinstance(value, dict) and value.keys() == {"unreadable"}:
+        return str(value["unreadable"])
+    if isinstance(value, list):
+        return ", ".join(map(_words, value)) or fmt.NOTHING
+    if value in ({}, None, "None"):
+        return fmt.NOTHING
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _plots(cells: pd.DataFrame, run: Run, baseline: str | None) -> list[Any]:

@@ -58,7 +58,9 @@ def make_run(folder: Path, cells: Sequence[Cell], launches: Sequence[Launch], *,
     info = RunInfo(
         id="20261124-000000-test", name="test", created_at="2026-11-24T00:00:00", config_source="test.yaml",
         config_text="name: test\n", config={"name": "test", "protocol": {"launches": 2}}, device="cpu",
-        versions={"torch": "2.13.0"}, environment={"strict": {"cpu_model": "Test CPU"}}, cells=tuple(cells), control=(),
+        versions={"torch": "2.13.0"},
+        environment={"strict": {"cpu_model": "Test CPU", "turbo": {"unreadable": "turbo is not shown"}}},
+        cells=tuple(cells), control=(),
         seed=0, attnbench_version="0",
     )  # fmt: skip
     run = Run.create(folder, info)
@@ -262,6 +264,12 @@ def test_notices_and_torn_lines_are_said(rich_run: Run) -> None:
     text = "".join(parse(Run.open(rich_run.path)).text)
     assert "plugin p failed to import" in text
     assert "torn" in text
+
+
+def test_facts_are_words(rich_run: Run) -> None:
+    """The environment and the protocol read as words, without the quotes and braces of what is stored."""
+    text = parse(rich_run).text
+    assert {"Test CPU", "turbo is not shown", "time, memory"} <= set(text)
 
 
 def test_shares_are_said_once(rich_run: Run) -> None:
