@@ -28,6 +28,11 @@ class Coverage:
     arms: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Field | None, ...]], ...]
 
+    @property
+    def legend(self) -> dict[str, str]:
+        """The codes that there are, each with its outcome."""
+        return {field.code: field.outcome for _, fields in self.rows for field in fields if field}
+
     @classmethod
     def of(cls, cells: pd.DataFrame) -> Coverage:
         """From one row for each cell."""

@@ -89,10 +89,13 @@ def _content(run: Run, cells: pd.DataFrame, baseline: str | None) -> dict[str, A
     }  # fmt: skip
 
 
-def _results(cells: pd.DataFrame) -> pd.DataFrame:
-    """All results, with the kernels that ran where a device names them: too long for a table in Markdown."""
+def _results(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """All results by problem, with the kernels that ran where a device names them: too long for a table in Markdown."""
     table = tables.results(cells)
-    return table.assign(kernels=cells["kernels"]) if cells["kernels"].any() else table
+    table = table.assign(kernels=cells["kernels"]) if cells["kernels"].any() else table
+    keys = [name for name in ("problem", "pass", "conditions") if name in table]
+    groups = table.groupby(keys, sort=False)
+    return [(", ".join(str(value) for value in values if value), group.drop(columns=keys)) for values, group in groups]
 
 
 def _notices(events: Sequence[Event]) -> list[str]:

@@ -51,6 +51,7 @@ def results(cells: pd.DataFrame) -> pd.DataFrame:
             "pass": cells["pass"],
             "conditions": cells["conditions"],
             "implementation": cells["arm"],
+            "backend": cells["backend"],
             "outcome": cells["outcome"],
             "time": [fmt.seconds(each) for each in cells["time_s"]],
             "interval": [_interval(each) for _, each in cells.iterrows()],
@@ -58,7 +59,6 @@ def results(cells: pd.DataFrame) -> pd.DataFrame:
             "memory overhead": [fmt.size(each) for each in cells["overhead_bytes"]],
             "saved for backward": [fmt.size(each) for each in cells["saved_bytes"]],
             "error, of allowed": [fmt.share(each) for each in _worst_error(cells)],
-            "backend": cells["backend"],
         }
     )
     return table if table["conditions"].any() else table.drop(columns="conditions")

@@ -272,6 +272,14 @@ def test_facts_are_words(rich_run: Run) -> None:
     assert {"Test CPU", "turbo is not shown", "time, memory"} <= set(text)
 
 
+def test_results_stand_by_problem(rich_run: Run) -> None:
+    """A problem with its pass heads the rows of its implementations, and the legend names the codes that there are."""
+    text = parse(rich_run).text
+    assert text.count("b1-h2-s64-d16-float32-full, forward") == 1
+    assert "mem" in text
+    assert "impl" not in text
+
+
 def test_shares_are_said_once(rich_run: Run) -> None:
     """What was checked in part is said with its share, once; a truth that failed has none, nor has what was checked whole."""
     for problem, share, failure in (("large", 0.125, ""), ("large", 0.125, ""), ("lost", None, "no"), ("small", 1, "")):
