@@ -85,7 +85,6 @@ def _content(run: Run, cells: pd.DataFrame, baseline: str | None) -> dict[str, A
         "environment": {key: _words(value) for key, value in _facts(run).items()},
         "split": [(name, f"{seconds:.1f} s", fmt.share(seconds / ends[-1].wall_s)) for name, seconds in
                   ends[-1].split_s.items()] if ends and ends[-1].wall_s else [],
-        "sessions": ends,
     }  # fmt: skip
 
 
@@ -170,12 +169,10 @@ def _plots(cells: pd.DataFrame, run: Run, baseline: str | None) -> list[Any]:
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["words"] = lambda value: str(value).replace("_", " + ")
-    return environment
 
 
 def _make(folder: Path) -> None:

@@ -70,7 +70,7 @@ def reasons(cells: pd.DataFrame) -> pd.DataFrame:
     grouped = failed.groupby(["arm", "outcome", "detail"], sort=False).agg(
         cells=("cell", "size"), example=("name", "first")
     )
-    return grouped.reset_index()
+    return grouped.reset_index().rename(columns={"arm": "implementation"})
 
 
 def accuracy(cells: pd.DataFrame) -> pd.DataFrame:
