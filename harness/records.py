@@ -176,6 +176,33 @@ class CeilingsMeasured(_Record):
     failure: str = ""
 
 
+class CompositeLimit(_Record):
+    """The least time that a problem's parts take on this machine, each at its best: `seconds` is their sum.
+
+    `rows` of a block and the dtype of `products` are those of the best combination.
+    """
+
+    problem: str
+    passes: str
+    seconds: float
+    products_s: float
+    softmax_s: float
+    traffic_s: float
+    rows: int
+    products: str
+
+
+class LimitsMeasured(_Record):
+    """The composite limits of a round."""
+
+    event: Literal["limits"] = "limits"
+    at: str
+    round: int
+    limits: tuple[CompositeLimit, ...]
+    seconds: float
+    failure: str = ""
+
+
 class Notice(_Record):
     """Something a reader of the run should know."""
 
@@ -195,7 +222,8 @@ class SessionEnded(_Record):
 
 
 Event = Annotated[
-    ServerStarted | TruthComputed | CeilingsMeasured | Notice | SessionEnded, Field(discriminator="event")
+    ServerStarted | TruthComputed | CeilingsMeasured | LimitsMeasured | Notice | SessionEnded,
+    Field(discriminator="event"),
 ]
 
 

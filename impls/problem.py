@@ -15,12 +15,6 @@ Pass = Literal["forward", "backward", "forward_backward"]
 FlopConvention = Literal["exact", "papers"]
 
 ELEMENT_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-#: What a pass returns, in order: the output, and the gradients of query, key and value.
-PASS_OUTPUTS: dict[str, tuple[str, ...]] = {
-    "forward": ("out",),
-    "backward": ("dq", "dk", "dv"),
-    "forward_backward": ("out", "dq", "dk", "dv"),
-}
 
 
 class _Frozen(BaseModel):

@@ -43,7 +43,7 @@ protocol: {launches: 3, min_time_s: 0.05, max_time_s: 0.5, precision: 1e-2, time
 """
 SMALL = "name: small\nimplementations: naive\nsweeps: {heads: 4, seq_len: 256, head_dim: 64}\n"
 SWEEP_KEYS = (
-    "batch, total_tokens, heads, hidden, seq_len, head_dim, dtype, mask, pass, cache, cuda_graph, implementations"
+    "batch, total_tokens, heads, hidden, seq_len, head_dim, dtype, mask, pass, cache, cuda_graph, allocator, implementations"
 )
 
 
@@ -120,7 +120,7 @@ def test_windows_lines_and_unicode(file: Path) -> None:
             "name: small\ndevise: cpu",
             (
                 "sweep.yaml:2: devise: unknown key 'devise'; allowed: name, device, implementations, sweeps, exclude, "
-                "protocol; did you mean 'device'?"
+                "protocol, goals, published; did you mean 'device'?"
             ),
         ),
         (
@@ -128,7 +128,7 @@ def test_windows_lines_and_unicode(file: Path) -> None:
             "name: small\nlaunches: 3",
             (
                 "sweep.yaml:2: launches: unknown key 'launches'; allowed: name, device, implementations, sweeps, "
-                "exclude, protocol; it belongs under protocol"
+                "exclude, protocol, goals, published; it belongs under protocol"
             ),
         ),
         ("name: small\n", "", "sweep.yaml:1: name: this key must be given"),

@@ -15,24 +15,31 @@ from .document import read
 from .errors import ConfigError, ConfigFileError, KeyPath, Places, config_error, mistakes_of
 from .exclude import Exclude
 from .fields import Listed, text
+from .goals import Figure, Goal, Published
 from .overrides import apply_settings, restrict
 from .protocol import Protocol
 from .shipped import read_source, shipped_names
 from .sweep import Entries, ImplementationEntry, Sweep
+from .where import Where, values_of
 
 __all__ = [
     "ConfigError",
     "ConfigFileError",
     "Exclude",
+    "Figure",
+    "Goal",
     "ImplementationEntry",
     "LoadedConfig",
     "Protocol",
+    "Published",
     "Sweep",
     "SweepConfig",
+    "Where",
     "config_schema",
     "load_config",
     "load_stored",
     "shipped_names",
+    "values_of",
 ]
 
 _NAME = text(
@@ -56,6 +63,8 @@ class SweepConfig(BaseModel):
         (), description="Cells that are left out: those for which all keys of an entry hold."
     )
     protocol: Protocol = Field(Protocol(), description="How every cell is measured.")
+    goals: Annotated[tuple[Goal, ...], Listed()] = Field((), description="What is promised of the results.")
+    published: Published | None = Field(None, description="Published figures to show beside the results.")
 
     _places: Places = PrivateAttr(default=Places("the configuration"))
 
@@ -130,6 +139,10 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "sweeps": Sweep,
     "exclude": Exclude,
     "protocol": Protocol,
+    "goals": Goal,
+    "published": Published,
+    "where": Where,
+    "figures": Figure,
 }
 
 

@@ -17,6 +17,8 @@ KeyPath = tuple[str | int, ...]
 MOST_MISTAKES = 20
 #: Characters of a given value that a message shows.
 MOST_SHOWN = 60
+#: Sections that a misplaced key is looked for in.
+_COMMON = ("sweeps", "exclude", "protocol")
 
 
 class ConfigError(Exception):
@@ -107,15 +109,20 @@ def _words(error: ErrorDetails, keys: Mapping[str, Sequence[str]]) -> str:
     if kind == "too_short":
         return "an empty list; allowed: at least one entry"
     if kind == "extra_forbidden":
-        return _unknown_key(str(location[-1]), str(location[0]) if len(location) > 1 else "", keys)
+        return _unknown_key(str(location[-1]), _section(location[:-1], keys), keys)
     # What remains is a section that is no mapping.
-    section = str(location[0]) if location else ""
+    section = _section(location, keys)
     allowed = f"a mapping with the keys {', '.join(keys[section])}" if section in keys else "a mapping"
     return f"{shown(given)} is no mapping; allowed: {allowed}"
 
 
+def _section(location: KeyPath, keys: Mapping[str, Sequence[str]]) -> str:
+    """The innermost section that a location lies in."""
+    return next((str(part) for part in reversed(location) if part in keys), str(location[0]) if location else "")
+
+
 def _unknown_key(key: str, section: str, keys: Mapping[str, Sequence[str]]) -> str:
-    elsewhere = [name for name, known in keys.items() if name and key in known and name != section]
+    elsewhere = [name for name in _COMMON if key in keys.get(name, ()) and name != section]
     hint = f"; it belongs under {' or '.join(elsewhere)}" if elsewhere else near(key, keys[section])
     return f"unknown key {shown(key)}; allowed: {', '.join(keys[section])}{hint}"
 

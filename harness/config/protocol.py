@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..cell import Allocator, Float32
 from .fields import Axis, either, number, whole, word
 
-Measure = Literal["time", "memory"]
+Measure = Literal["time", "memory", "limit"]
 _HOUR_S = 3600.0
 
 
@@ -45,7 +45,8 @@ class Protocol(BaseModel):
         "ieee", description="Arithmetic of float32 products on a GPU."
     )
     measure: Annotated[tuple[Measure, ...], Axis(word(*get_args(Measure)))] = Field(
-        ("time", "memory"), description="What is measured: time, memory, or both."
+        ("time", "memory"),
+        description="What is measured: time, memory, and the composite limit of each problem (on a CPU).",
     )
 
     @property

@@ -19,7 +19,7 @@ from ...impls import (
     get,
     names,
 )
-from ..cell import Cache
+from ..cell import Allocator, Cache
 from .errors import shown
 from .fields import Axis, Listed, Pair, flag, mask_word, pair, whole, word
 
@@ -128,6 +128,9 @@ class Sweep(BaseModel):
     )
     cuda_graph: Annotated[tuple[bool, ...], Axis(flag())] = Field(
         (False,), description="true replays a captured CUDA graph; on a CPU false only."
+    )
+    allocator: Annotated[tuple[Allocator, ...] | None, Axis(word(*get_args(Allocator)))] = Field(
+        None, description="glibc's thresholds, in place of the protocol's."
     )
     implementations: Entries | None = Field(
         None, description="The implementations of this sweep, in place of the top level's."

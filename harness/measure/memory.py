@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..records import Memory
 from . import process
+from .cuda import CudaMemoryMeter
 from .subject import Subject
 
 #: From this size on an allocation is mapped on its own, and seen at once in the resident set.
@@ -81,10 +82,18 @@ class ResidentSetMeter:
         raise OSError(f"/proc/self/status has no {key}")
 
 
-def measure(subject: Subject, meter: MemoryMeter) -> Memory:
-    """The overhead of one pass, after one warm call under the meter's own allocator settings."""
-    _pass(subject, meter)
+def measure(subject: Subject, meter: MemoryMeter, *, is_warm: bool = False) -> Memory:
+    """The overhead of one pass, after one warm call under the meter's own allocator settings, unless there was one."""
+    if not is_warm:
+        _pass(subject, meter)
     return _pass(subject, meter)
+
+
+def meter_for(device: torch.device) -> MemoryMeter | None:
+    """The meter of a device, which from now on governs the process's allocations; None where there is none."""
+    if device.type == "cuda":
+        return CudaMemoryMeter()
+    return ResidentSetMeter() if ResidentSetMeter.is_available() else None
 
 
 def _pass(subject: Subject, meter: MemoryMeter) -> Memory:

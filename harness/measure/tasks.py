@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...impls import AttentionProblem
+from ...impls import AttentionProblem, Pass
 from ..cell import Cell, Conditions, Float32
-from ..records import Ceilings
+from ..records import Ceilings, CompositeLimit
 
 #: The first line of a server: torch is imported, requests may come.
 READY = '{"ready":true}'
@@ -56,13 +56,27 @@ class CeilingsTask(_Task):
     last_level_cache_bytes: int | None
 
 
-Task = Annotated[CellTask | TruthTask | CeilingsTask, Field(discriminator="task")]
+class LimitsTask(_Task):
+    """Measure the composite limits of some problems."""
+
+    task: Literal["limits"] = "limits"
+    conditions: Conditions
+    works: tuple[tuple[AttentionProblem, Pass], ...]
+
+
+Task = Annotated[CellTask | TruthTask | CeilingsTask | LimitsTask, Field(discriminator="task")]
 
 
 class TruthDone(BaseModel):
     """A truth was stored; the share of the output's elements that it covers."""
 
     checked_share: float
+
+
+class LimitsDone(BaseModel):
+    """The composite limits, in the order asked."""
+
+    limits: tuple[CompositeLimit, ...]
 
 
 class Probe(BaseModel):
@@ -75,7 +89,7 @@ class Probe(BaseModel):
 class Reply(BaseModel):
     """How a worker ended: what it reported, or why it could not. `output_tail` is the last it printed."""
 
-    result: str | None = None  # JSON of Measurement, TruthDone or Probe
+    result: str | None = None  # JSON of Measurement, TruthDone, LimitsDone or Probe
     signal: int | None = None
     exit_code: int | None = None
     timed_out: bool = False

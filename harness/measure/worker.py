@@ -15,15 +15,15 @@ import torch
 
 from ...impls import RefusedError, UnknownImplementationError, get, load_plugin, names
 from ..records import Measurement, Outcome, Phases, Samples
-from . import ceilings, counters, memory, process, proof
+from . import ceilings, composite, counters, memory, process, proof
 from .check import check, check_follows
-from .cuda import CudaClock, CudaMemoryMeter, GraphReplay, NvmlWatch
+from .cuda import CudaClock, GraphReplay, NvmlWatch
 from .inputs import Inputs, draw, problem_seed
 from .oracle import Selection, Truth, find_truth
 from .regions import once, region_of
 from .reuse import reuses_answers
 from .subject import Subject
-from .tasks import CeilingsTask, CellTask, Probe, Task, TruthDone, TruthTask
+from .tasks import CeilingsTask, CellTask, LimitsDone, LimitsTask, Probe, Task, TruthDone, TruthTask
 from .timing import Budget, Clock, CpuClock, sample
 
 _MEMORY_WORDS = ("can't allocate memory", "out of memory", "not enough memory", "bad_alloc", "cannot allocate memory")
@@ -40,6 +40,9 @@ def perform(task: Task) -> str:
         process.protect_host(limit_memory=True)
         return _store_truth(task).model_dump_json()
     process.fix_precision(task.conditions)
+    if isinstance(task, LimitsTask):
+        process.fix_allocator(task.conditions.allocator)
+        return LimitsDone(limits=composite.measure(task.works)).model_dump_json()
     return _probe(task).model_dump_json()
 
 
@@ -87,14 +90,14 @@ class _Draft:
     def measure(self) -> None:
         subject = self._subject()
         with subject.implementation.context():
+            if not self.task.measure_time:
+                self._only_weigh(subject)
+                return
             if not self._check(subject):
                 return
-            if self.task.measure_time:
-                self._time(subject)
-                if not self._check_again(subject):
-                    return
-            if self.task.measure_memory:
-                self._weigh(subject)
+            self._time(subject)
+            if self._check_again(subject) and self.task.measure_memory:
+                self._weigh(subject, memory.meter_for(subject.device))
 
     def _subject(self) -> Subject:
         cell = self.task.cell
@@ -131,9 +134,11 @@ class _Draft:
             verdict = check(subject, inputs, truth, first)
             del first, inputs
             self.fields |= {"accuracy": verdict.accuracy, "checked_share": truth.selection.share(problem)}
-            faults = verdict.faults or self._follows(subject, self._inputs(_SECOND))
-            if not faults:
-                self._prove(subject)
+            faults = verdict.faults
+            if not faults and self.task.measure_time:
+                faults = self._follows(subject, self._inputs(_SECOND))
+                if not faults:
+                    self._prove(subject)
         return self._is_right(faults)
 
     def _check_again(self, subject: Subject) -> bool:
@@ -200,12 +205,16 @@ class _Draft:
             with self._phase("check_s"):
                 self.fields["kernels"] = proof.cuda_kernels(lambda: once(region))
 
-    def _weigh(self, subject: Subject) -> None:
-        with self._phase("memory_s"):
-            if self._is_on_cuda(subject):
-                self.fields["memory"] = memory.measure(subject, CudaMemoryMeter())
-            elif memory.ResidentSetMeter.is_available():
-                self.fields["memory"] = memory.measure(subject, memory.ResidentSetMeter())
+    def _only_weigh(self, subject: Subject) -> None:
+        """Two calls, which may take minutes each: one to check, which warms up too, and one to weigh."""
+        meter = memory.meter_for(subject.device)
+        if self._check(subject):
+            self._weigh(subject, meter, is_warm=True)
+
+    def _weigh(self, subject: Subject, meter: memory.MemoryMeter | None, *, is_warm: bool = False) -> None:
+        if meter is not None:
+            with self._phase("memory_s"):
+                self.fields["memory"] = memory.measure(subject, meter, is_warm=is_warm)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

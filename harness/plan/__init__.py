@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from ...impls import AttentionProblem, Device, Pass
-from ..cell import Cache, Cell, Conditions
+from ..cell import Allocator, Cache, Cell, Conditions
 from ..config import Exclude, Protocol, SweepConfig
 from ..config.errors import ConfigError, config_error
 from ..config.sweep import ImplementationEntry, Sweep
@@ -113,14 +113,16 @@ class _Draft:
         """Every cell of a sweep: by problem, then pass and conditions, then implementation."""
         arms = [Arm.of(entry) for entry in sweep.implementations or self.config.implementations]
         settings = [
-            (passes, self._conditions(cache, cuda_graph))
-            for passes, cache, cuda_graph in itertools.product(sweep.passes, sweep.cache, sweep.cuda_graph)
+            (passes, self._conditions(cache, cuda_graph, allocator))
+            for passes, cache, cuda_graph, allocator in itertools.product(
+                sweep.passes, sweep.cache, sweep.cuda_graph, sweep.allocator or (self.config.protocol.allocator,)
+            )
         ]
         for shape in shapes(sweep):
             refusal = shape.refusal()
             problem = None if refusal else shape.problem()
             for (passes, conditions), arm in itertools.product(settings, arms):
-                rule = self._exclusion(arm, shape, passes)
+                rule = self._exclusion(arm, shape, passes, conditions.allocator)
                 if problem is not None:
                     self._place(arm, arm.cell(problem, passes, conditions), rule)
                 elif rule is None:
@@ -133,7 +135,9 @@ class _Draft:
     def add_control(self) -> None:
         """The control cell: naive is always there, and small enough to cost nothing."""
         arm = Arm.of(ImplementationEntry(name="naive"))
-        cell = arm.cell(CONTROL, "forward", self._conditions("warm", cuda_graph=False))
+        cell = arm.cell(
+            CONTROL, "forward", self._conditions("warm", cuda_graph=False, allocator=self.config.protocol.allocator)
+        )
         self.control[cell.id] = cell
         self._judge(arm, cell)
 
@@ -149,19 +153,19 @@ class _Draft:
             excluded=tuple(self.excluded.values()),
         )
 
-    def _conditions(self, cache: Cache, cuda_graph: bool) -> Conditions:
+    def _conditions(self, cache: Cache, cuda_graph: bool, allocator: Allocator) -> Conditions:
         protocol = self.config.protocol
         return Conditions(
             device="cuda" if self.device.kind == "cuda" else "cpu",
             cache=cache,
             cuda_graph=cuda_graph,
             threads=protocol.threads,
-            allocator=protocol.allocator,
+            allocator=allocator,
             float32=protocol.float32,
         )
 
-    def _exclusion(self, arm: Arm, shape: Shape, passes: Pass) -> Exclude | None:
-        values = {"implementation": arm.name, "pass": passes, **vars(shape)}
+    def _exclusion(self, arm: Arm, shape: Shape, passes: Pass, allocator: Allocator) -> Exclude | None:
+        values = {"implementation": arm.name, "pass": passes, "allocator": allocator, **vars(shape)}
         return next((rule for rule in self.config.exclude if rule.matches(values)), None)
 
     def _place(self, arm: Arm, cell: Cell, rule: Exclude | None) -> None:

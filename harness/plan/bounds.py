@@ -46,6 +46,7 @@ def _sizes(config: SweepConfig, sweep: Sweep) -> list[tuple[int, str]]:
         "pass": sweep.passes,
         "cache": sweep.cache,
         "cuda_graph": sweep.cuda_graph,
+        "allocator": sweep.allocator or (config.protocol.allocator,),
     }
     return [(len(values), name) for name, values in axes.items()]
 

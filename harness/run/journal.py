@@ -11,7 +11,7 @@ from ..records import Event, Launch
 from ..store import Run
 
 #: Where the wall time of a session goes; the rest is scheduling, storing and the processes' own start and end.
-SPLIT = ("servers", "truth", "ceilings", "prepare", "check", "timing", "memory")
+SPLIT = ("servers", "truth", "ceilings", "limits", "prepare", "check", "timing", "memory")
 
 
 class Observer(Protocol):

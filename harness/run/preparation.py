@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from ...impls import AttentionProblem
-from ..cell import Conditions
-from ..measure.tasks import CeilingsTask, Probe, Task, TruthDone, TruthTask
-from ..records import Ceilings, CeilingsMeasured, TruthComputed
+from ...impls import AttentionProblem, Pass
+from ..cell import Conditions, Float32
+from ..measure.tasks import CeilingsTask, LimitsDone, LimitsTask, Probe, Task, TruthDone, TruthTask
+from ..records import Ceilings, CeilingsMeasured, LimitsMeasured, TruthComputed
 from ..store import StoreError
 from .executor import ServerError
 from .journal import Journal, now
@@ -37,6 +37,7 @@ class Preparation:
     device: str
     threads: int
     seed: int
+    float32: Float32
     ceilings: Ceilings | None = None
     _failures: dict[AttentionProblem, str] = field(default_factory=dict)
 
@@ -74,6 +75,17 @@ class Preparation:
             if problem not in self._failures:
                 self._find_truth(problem, backward=problem in with_backward)
 
+    def find_limits(self, works: Iterable[tuple[AttentionProblem, Pass]], conditions: Conditions, round_: int) -> None:
+        """The composite limits of a round, in the state that the machine is in then."""
+        task = LimitsTask(
+            device=self.device, threads=self.threads, seed=self.seed, conditions=conditions,
+            works=tuple(dict.fromkeys(works)),
+        )  # fmt: skip
+        done, failure, seconds = self._ask(task, LimitsDone)
+        limits = done.limits if done else ()
+        event = LimitsMeasured(at=now(), round=round_, limits=limits, seconds=seconds, failure=failure)
+        self.journal.event(event, "limits", seconds)
+
     def truth_path(self, problem: AttentionProblem) -> Path:
         """Where a problem's truth lies."""
         return self.folder / f"{str(problem).replace('/', '_')}.pt"
@@ -89,7 +101,7 @@ class Preparation:
     def _find_truth(self, problem: AttentionProblem, *, backward: bool) -> None:
         task = TruthTask(
             device=self.device, threads=self.threads, seed=self.seed,
-            problem=problem, backward=backward, truth_path=str(self.truth_path(problem)),
+            problem=problem, backward=backward, float32=self.float32, truth_path=str(self.truth_path(problem)),
         )  # fmt: skip
         done, failure, seconds = self._ask(task, TruthDone)
         if failure:

@@ -55,7 +55,13 @@ class Session:
         started = sum(isinstance(event, ServerStarted) for event in run.events())
         self._servers = Servers(start_server, self._journal, started)
         self._preparation = Preparation(
-            self._servers, self._journal, run.path / "truth", str(machine.device), machine.threads, protocol.seed
+            self._servers,
+            self._journal,
+            run.path / "truth",
+            str(machine.device),
+            machine.threads,
+            protocol.seed,
+            protocol.float32,
         )
 
     def carry_out(self) -> Ending:
@@ -92,7 +98,7 @@ class Session:
             self._servers.new_round(round_)
             measured = [cell for _, cell in todo if self._unmeasured_end(cell) is None]
             if measured:
-                self._prepare(measured)
+                self._prepare(measured, round_)
             for position, cell in todo:
                 self._one(cell, round_, position)
 
@@ -101,7 +107,7 @@ class Session:
         ordered = order(self._cells, self._protocol.seed, round_)
         return [(at, cell) for at, cell in enumerate(ordered) if not self._history.is_done(cell.id, round_)]
 
-    def _prepare(self, cells: Sequence[Cell]) -> None:
+    def _prepare(self, cells: Sequence[Cell], round_: int) -> None:
         if "time" in self._protocol.measure:
             dtypes = {cell.problem.dtype for cell in cells}
             machine = self._machine
@@ -110,6 +116,9 @@ class Session:
             )
         with_backward = {cell.problem for cell in self._cells if cell.passes != "forward"}
         self._preparation.find_truths((cell.problem for cell in cells), with_backward)
+        if "limit" in self._protocol.measure and self._machine.device.kind == "cpu":
+            works = ((cell.problem, cell.passes) for cell in cells)
+            self._preparation.find_limits(works, cells[0].conditions, round_)
 
     def _one(self, cell: Cell, round_: int, position: int) -> None:
         """A (cell, round): measured, repeated while it is void, or recorded as what is known of it already."""
