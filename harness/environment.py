@@ -147,6 +147,11 @@ def _memory_bytes() -> int:
     return min(total, control_groups.memory_limit_bytes() or total)
 
 
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets of the CPU, in the words of /proc/cpuinfo; empty where it does not say."""
+    return frozenset(_cpu_facts().get("flags", "").split())
+
+
 def _cpu_facts() -> dict[str, str]:
     """The first processor of /proc/cpuinfo."""
     facts = {}

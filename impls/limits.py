@@ -103,7 +103,8 @@ class Limits:
         about: dict[str, tuple[str, Any]] = {"devices": ("device", device.kind)}
         if device.kind == "cuda":
             about["platforms"] = ("platform", device.platform)
-            about["capability"] = ("compute capability", device.capability)
+            if device.platform == "cuda":  # ROCm's gfx versions are no compute capabilities
+                about["capability"] = ("compute capability", device.capability)
         return about
 
     def _broken(self, asked: dict[str, tuple[str, Any]]) -> tuple[str, ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import defaultdict
 from typing import Any
 
 import pandas as pd
 
-from ..harness.records import Ceilings, CeilingsMeasured, Launch, Outcome
+from ..harness.records import Ceilings, CeilingsMeasured, Launch, LimitsMeasured, Outcome
 from ..harness.store import Run
 from ..harness.verdicts.estimate import counted, estimate, unranked_because
 from .tidy import cell_facts, cells_by_id
@@ -26,7 +28,25 @@ def cells(run: Run) -> pd.DataFrame:
     rows = [cell_facts(cell) | _summary(launches.get(key, [])) for key, cell in cells_by_id(run).items()]
     frame = pd.DataFrame(rows)
     frame["flops_per_s"] = frame["flops"] / frame["time_s"]
+    limits = _limits(run)
+    frame["limit_s"] = [limits.get(key, math.nan) for key in zip(frame["problem"], frame["pass"], strict=True)]
+    frame["limit_share"] = frame["limit_s"] / frame["time_s"]
     return frame
+
+
+def _limits(run: Run) -> dict[tuple[str, str], float]:
+    """The composite limits by problem and pass, in seconds: the median over the rounds."""
+    seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in run.events():
+        for limit in event.limits if isinstance(event, LimitsMeasured) else ():
+            seconds[limit.problem, limit.passes].append(limit.seconds)
+    return {key: statistics.median(values) for key, values in seconds.items()}
+
+
+def rows_by_id(run: Run) -> dict[str, dict[str, Any]]:
+    """The rows of `cells`, by the cell's id."""
+    named = [{str(key): value for key, value in row.items()} for row in cells(run).to_dict("records")]
+    return {row["cell"]: row for row in named}
 
 
 def by_cell(run: Run) -> dict[str, list[Launch]]:
@@ -79,8 +99,15 @@ def _summary(launches: list[Launch]) -> dict[str, Any]:
         "checked_share": first.checked_share if first else None,
         "backend": " / ".join(dict.fromkeys(each.backend for each in launches if each.backend)),
         "kernels": "; ".join(dict.fromkeys(kernel for each in launches for kernel in each.kernels)),
+        "relative_error": _relative_error(launches),
         **{f"error_{name}": _share(launches, name) for name in _TENSORS},
     }
+
+
+def _relative_error(launches: list[Launch]) -> float | None:
+    """The largest RMS error of out, relative to the RMS of the truth."""
+    accuracies = [each.accuracy["out"] for each in launches if "out" in each.accuracy]
+    return max((each.rms_error / each.rms_reference for each in accuracies if each.rms_reference), default=None)
 
 
 def _share(launches: list[Launch], name: str) -> float | None:

@@ -17,7 +17,7 @@ from ..harness.environment import machine_name
 from ..harness.records import CeilingsMeasured, Event, Notice, SessionEnded, TruthComputed
 from ..harness.store import Run, StoreError
 from . import format as fmt
-from . import frame, tables
+from . import frame, goals, published, tables
 from .contract import timed_region
 from .coverage import Coverage
 from .tidy import load
@@ -40,7 +40,7 @@ def write_report(runs: Sequence[Run], out: Path, baseline: str | None = None) ->
         _make(folder / "figures")
         cells = frame.cells(run)
         write_page(run, folder / "report.html", baseline)
-        for name, table in (("winners", tables.winners(cells)), ("results", tables.results(cells))):
+        for name, table in _tables(run, cells).items():
             _write(folder / f"{name}.md", tables.markdown(table))
             _write(folder / f"{name}.csv", table.to_csv(index=False))
         _write(folder / "launches.csv", load(run).to_csv(index=False))
@@ -49,6 +49,15 @@ def write_report(runs: Sequence[Run], out: Path, baseline: str | None = None) ->
         pages.append({"href": f"{run.info.id}/report.html", "words": _title(run)})
     _write(out / "index.html", _environment().get_template("index.html.jinja").render(pages=pages))
     return out / "index.html"
+
+
+def _tables(run: Run, cells: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The tables that have rows, by name."""
+    every = {
+        "winners": tables.winners(cells), "goals": goals.table(run), "published": published.table(run),
+        "results": tables.results(cells),
+    }  # fmt: skip
+    return {name: table for name, table in every.items() if len(table)}
 
 
 def render(run: Run, baseline: str | None = None) -> str:
@@ -75,6 +84,9 @@ def _content(run: Run, cells: pd.DataFrame, baseline: str | None) -> dict[str, A
         "reasons": tables.reasons(cells),
         "accuracy": tables.accuracy(cells),
         "results": _results(cells),
+        "goals": goals.table(run),
+        "published": published.table(run),
+        "published_source": (info.config.get("published") or {}).get("source", ""),
         "drift": None if drift is None else fmt.share(drift),
         "ceilings": _ceilings(run),
         "shares": _shares(events),

@@ -59,9 +59,11 @@ def results(cells: pd.DataFrame) -> pd.DataFrame:
             "memory overhead": [fmt.size(each) for each in cells["overhead_bytes"]],
             "saved for backward": [fmt.size(each) for each in cells["saved_bytes"]],
             "error, of allowed": [fmt.share(each) for each in _worst_error(cells)],
+            "of the composite limit": [fmt.share(each) for each in cells["limit_share"]],
         }
     )
-    return table if table["conditions"].any() else table.drop(columns="conditions")
+    unused = [] if table["conditions"].any() else ["conditions"]
+    return table.drop(columns=unused if cells["limit_share"].any() else [*unused, "of the composite limit"])
 
 
 def reasons(cells: pd.DataFrame) -> pd.DataFrame:
@@ -95,14 +97,18 @@ def markdown(table: pd.DataFrame) -> str:
 
 def winners_table(cells: pd.DataFrame) -> Table:
     """The winners, for a terminal."""
-    shown = winners(cells)
-    table = Table(title="Fastest, of those that passed the check", title_justify="left")
-    for column in _TERMINAL:
-        table.add_column(column, overflow="fold")
-    for _, row in shown.head(MOST_ROWS).iterrows():
-        table.add_row(*(escape(str(row[column])) for column in _TERMINAL))
-    if len(shown) > MOST_ROWS:
-        table.caption = f"and {len(shown) - MOST_ROWS} more on the page"
+    return for_terminal(winners(cells)[list(_TERMINAL)], "Fastest, of those that passed the check")
+
+
+def for_terminal(frame: pd.DataFrame, title: str) -> Table:
+    """A frame for a terminal; what is too long for it is on the page."""
+    table = Table(title=title, title_justify="left")
+    for column in frame.columns:
+        table.add_column(str(column), overflow="fold")
+    for row in frame.head(MOST_ROWS).itertuples(index=False):
+        table.add_row(*(escape(str(value)) for value in row))
+    if len(frame) > MOST_ROWS:
+        table.caption = f"and {len(frame) - MOST_ROWS} more on the page"
     return table
 
 

@@ -73,6 +73,13 @@ def test_large_scores_stay_right(dtype: Any, options: dict[str, Any]) -> None:
     assert not _faults(problem, inputs, options)
 
 
+def test_one_query_with_large_scores_stays_right() -> None:
+    """Where queries are few the scores themselves are looked at, and products are computed again in float32."""
+    problem = AttentionProblem(heads_q=4, heads_kv=2, seq_q=1, seq_kv=150, head_dim=64, dtype="bfloat16")
+    assert not _faults(problem, _scaled(problem, 1.0), {})
+    assert not _faults(problem, _scaled(problem, 3000.0), {})
+
+
 def test_skewed_rows_stay_right() -> None:
     """One key that outweighs all others, in its own block or not, leaves no NaN and no loss."""
     problem = AttentionProblem(heads_q=2, heads_kv=2, seq_q=64, seq_kv=300, head_dim=64)

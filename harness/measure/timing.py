@@ -16,6 +16,8 @@ from .regions import Region
 
 #: A sample lasts at least this long, or a thousand times the timer's resolution.
 SAMPLE_S = 1e-3
+#: A sample so many times longer than it needs to be is long enough, however slow the first one is.
+FAR_BEYOND = 100
 #: Warm-up ends when two samples agree this well.
 WARM_AGREEMENT = 0.05
 #: Below this count of samples the median has no 95 % interval.
@@ -128,9 +130,12 @@ def _calibrate(region: Region, clock: Clock, target: float, most: int, repeats: 
     """Inner repeats so that a sample is long enough; the last sample's seconds; calls made."""
     calls = 0
     while True:
-        # The shorter of two: one slow first sample must not pass for a long one.
-        seconds = min(clock.time(region, repeats).device_s for _ in range(2))
-        calls += 2 * repeats
+        seconds = clock.time(region, repeats).device_s
+        calls += repeats
+        if seconds < FAR_BEYOND * target:
+            # The shorter of two: one slow first sample must not pass for a long one.
+            seconds = min(seconds, clock.time(region, repeats).device_s)
+            calls += repeats
         if seconds >= target or repeats >= most:
             return repeats, seconds, calls
         wanted = math.ceil(1.2 * target / max(seconds, 1e-9) * repeats)

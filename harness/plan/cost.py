@@ -12,10 +12,17 @@ from functools import cache
 from ...impls import ELEMENT_BYTES, AttentionProblem, Device
 from ..cell import Cell
 from ..config.protocol import Protocol
-from ..environment import usable_threads
+from ..environment import cpu_flags, usable_threads
 
-#: Floating-point operations a second: of one core (some CPUs emulate 16-bit products), and of a GPU.
-CPU_CORE_FLOPS = {"float32": 10e9, "bfloat16": 2.5e9, "float16": 2.5e9}
+#: Floating-point operations a second of one core, by dtype and the first of these instruction sets that it has: a CPU
+#: without 16-bit products emulates them.
+CPU_CORE_FLOPS = {
+    "float32": {"avx512f": 40e9, "avx2": 20e9},
+    "bfloat16": {"amx_bf16": 60e9, "avx512_bf16": 60e9},
+    "float16": {"amx_fp16": 60e9, "avx512_fp16": 60e9},
+}
+SLOW_CORE_FLOPS = {"float32": 10e9, "bfloat16": 2.5e9, "float16": 2.5e9}
+#: Of a GPU.
 GPU_FLOPS = {"float32": 5e12, "bfloat16": 50e12, "float16": 50e12}
 BYTES_PER_S = {"cpu": 5e9, "cuda": 500e9}
 #: A call cannot be shorter, whatever it computes.
@@ -31,8 +38,8 @@ QUADRATIC = frozenset({"naive", "sdpa_math"})
 #: Score matrices held at once, and how often one is read or written: scores, softmax, their gradients in backward.
 SCORE_MATRICES = {"forward": 3, "backward": 5, "forward_backward": 5}
 SCORE_PASSES = {"forward": 6, "backward": 14, "forward_backward": 14}
-#: Calls beside the timed ones: the check on two sets of inputs, what ran, and memory.
-UNTIMED_CALLS = 6
+#: Calls beside the timed ones: the check on three sets of inputs, what ran, reuse, and memory.
+UNTIMED_CALLS = 8
 #: Samples that are taken however long one lasts, those of the warm-up included.
 FEWEST_SAMPLES = 3
 
@@ -69,7 +76,7 @@ def _flops_per_s(problem: AttentionProblem, device: Device, protocol: Protocol) 
     if device.kind == "cuda":
         return GPU_FLOPS[problem.dtype]
     threads = _threads() if protocol.threads == "all" else protocol.threads
-    return CPU_CORE_FLOPS[problem.dtype] * threads
+    return _core_flops(problem.dtype) * threads
 
 
 def _memory_bytes(cell: Cell) -> int:
@@ -83,6 +90,12 @@ def _tensor_bytes(cell: Cell) -> int:
     query, key = math.prod(problem.query_shape), math.prod(problem.key_shape)
     elements = 2 * (query + key) if cell.passes == "forward" else 4 * (query + key)
     return ELEMENT_BYTES[problem.dtype] * elements
+
+
+@cache
+def _core_flops(dtype: str) -> float:
+    flags = cpu_flags()
+    return next((rate for flag, rate in CPU_CORE_FLOPS[dtype].items() if flag in flags), SLOW_CORE_FLOPS[dtype])
 
 
 @cache

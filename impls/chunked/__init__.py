@@ -45,7 +45,7 @@ class Chunked(Implementation):
         import torch
 
         from .blocks import Blocks, Limits
-        from .kernel import ChunkedAttention
+        from .kernel import ChunkedAttention, LargeScoresError
         from .precision import are_small, fastest
 
         dtype, device = tensors.query.dtype, tensors.query.device
@@ -67,14 +67,26 @@ class Chunked(Implementation):
             chosen = wide
         blocks, wide_blocks, scale = blocks_in(chosen), blocks_in(wide), problem.softmax_scale
         self._products = str(chosen).removeprefix("torch.")
-        must_look = asked == "auto" and chosen != wide
 
         def call() -> Any:
-            if must_look and not are_small(tensors.query, tensors.key, scale):
-                return ChunkedAttention.apply(*tensors, scale, wide_blocks, wide)  # type: ignore[no-untyped-call]
             return ChunkedAttention.apply(*tensors, scale, blocks, chosen)  # type: ignore[no-untyped-call]
 
-        return call
+        def wide_call() -> Any:
+            return ChunkedAttention.apply(*tensors, scale, wide_blocks, wide)  # type: ignore[no-untyped-call]
+
+        def call_if_small() -> Any:
+            return call() if are_small(tensors.query, tensors.key, scale) else wide_call()
+
+        def call_and_look() -> Any:
+            try:
+                return ChunkedAttention.apply(*tensors, scale, blocks, chosen, True)  # type: ignore[no-untyped-call]
+            except LargeScoresError:
+                return wide_call()
+
+        if asked != "auto" or chosen == wide:
+            return call
+        # To bound the scores reads every key; where there are few queries it is less to look at the scores themselves.
+        return call_and_look if problem.group_size * problem.seq_q < problem.head_dim else call_if_small
 
     def backend(self, operators: frozenset[str]) -> str | None:
         """The dtype of its products."""

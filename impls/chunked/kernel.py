@@ -15,9 +15,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .blocks import Blocks
+from .precision import LARGEST_SCORE
 
 #: In float32 a product with fewer rows is faster the other way round: keys times query, then turned.
 FEW_ROWS = 8
+
+
+class LargeScoresError(ArithmeticError):
+    """A score beyond what the dtype of products can bear."""
 
 
 class ChunkedAttention(torch.autograd.Function):
@@ -28,11 +33,15 @@ class ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: Blocks, products: torch.dtype
-    ) -> Tensor:
-        """query `[B, Hq, Sq, D]`, key and value `[B, Hkv, Skv, D]` -> out `[B, Hq, Sq, D]`."""
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: Blocks, products: torch.dtype,
+        look: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """query `[B, Hq, Sq, D]`, key and value `[B, Hkv, Skv, D]` -> out `[B, Hq, Sq, D]`.
+
+        `look` at every score. Errors: `LargeScoresError` where one is beyond `LARGEST_SCORE`.
+        """
         q, k, v = _by_group(query, key), key.flatten(0, 1), value.flatten(0, 1)
-        block = _Block(blocks, scale, products, q.device)
+        block = _Block(blocks, scale, products, q.device, look=look)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         kept = _Kept.empty(q, products) if blocks.cuts_keys and any(ctx.needs_input_grad) else None
         for rows in blocks.row_slices():
@@ -61,7 +70,7 @@ class ChunkedAttention(torch.autograd.Function):
                 for heads in blocks.head_slices(some, rows):
                     block.differentiate(q, k, v, grad_o, heads, rows, kept, grad_q, sums.of(heads, some.start))
             sums.finish()
-        return grad_q.view(query.shape), grad_k.view(key.shape), grad_v.view(value.shape), None, None, None
+        return grad_q.view(query.shape), grad_k.view(key.shape), grad_v.view(value.shape), None, None, None, None
 
 
 class _Kept(NamedTuple):
@@ -105,8 +114,10 @@ class _Sums:
 class _Block:
     """The arithmetic on one block, and the buffers that all blocks share."""
 
-    def __init__(self, blocks: Blocks, scale: float, products: torch.dtype, device: torch.device) -> None:
-        self._blocks, self._scale, self._products, self._device = blocks, scale, products, device
+    def __init__(
+        self, blocks: Blocks, scale: float, products: torch.dtype, device: torch.device, *, look: bool = False
+    ) -> None:
+        self._blocks, self._scale, self._products, self._device, self._look = blocks, scale, products, device, look
         #: What sums over blocks are kept in.
         self.exact = torch.promote_types(products, torch.float32)
         self._buffers: dict[str, Tensor] = {}
@@ -186,6 +197,8 @@ class _Block:
             scores = self._buffer("scores", turned.shape).copy_(turned)
         else:
             scores = self._product("scores", q_rows, k_block.transpose(1, 2))
+        if self._look and max(map(abs, map(float, torch.aminmax(scores)))) > LARGEST_SCORE:
+            raise LargeScoresError
         first = self._blocks.first_diagonal_key(rows)
         if self._corner is not None and first is not None and keys.stop - 1 > first:
             count, begin = rows.stop - rows.start, max(keys.start, first)

@@ -1,13 +1,18 @@
-"""Markdown: winners and results, for a README or a pull request."""
+"""Markdown: winners, goals, published figures and results, for a README or a pull request."""
 
 from __future__ import annotations
 
 from ...harness.store import Run
-from .. import frame, tables
+from .. import frame, goals, published, tables
 
 
 def write(run: Run) -> str:
-    """Two tables under their headings."""
+    """The tables that have rows, under their headings."""
     cells = frame.cells(run)
-    winners, results = tables.markdown(tables.winners(cells)), tables.markdown(tables.results(cells))
-    return f"## Fastest for each problem\n\n{winners}\n## Results\n\n{results}"
+    every = {
+        "Fastest for each problem": tables.winners(cells),
+        "Goals": goals.table(run),
+        "Beside what is published": published.table(run),
+        "Results": tables.results(cells),
+    }
+    return "\n".join(f"## {title}\n\n{tables.markdown(table)}" for title, table in every.items() if len(table))
