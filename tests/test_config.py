@@ -42,7 +42,10 @@ exclude:
 protocol: {launches: 3, min_time_s: 0.05, max_time_s: 0.5, precision: 1e-2, timeout_s: 60, seed: 0, threads: all}
 """
 SMALL = "name: small\nimplementations: naive\nsweeps: {heads: 4, seq_len: 256, head_dim: 64}\n"
-SWEEP_KEYS = "batch, total_tokens, heads, hidden, seq_len, head_dim, dtype, mask, pass, cache, cuda_graph, allocator, implementations"
+SWEEP_KEYS = (
+    "batch, total_tokens, heads, hidden, seq_len, head_dim, dtype, mask, pass, cache, cuda_graph, allocator, "
+    "implementations"
+)
 
 
 @pytest.fixture
