@@ -423,7 +423,7 @@ def test_unknown_name() -> None:
     assert not isinstance(caught.value, ConfigFileError)
     assert str(caught.value) == (
         "unknown configuration 'quik'; allowed: the path of a YAML file, or "
-        "ci, decode, default, gqa, long_context, quick; did you mean 'quick'?"
+        "chunked_vs_sdpa, ci, decode, default, gqa, long_context, papers/rabe_staats_2021, quick; did you mean 'quick'?"
     )
 
 

@@ -55,12 +55,12 @@ def _limit(problem: AttentionProblem, passes: Pass, rates: _Rates) -> CompositeL
 def _in_blocks(problem: AttentionProblem, passes: Pass, dtype: str, rows: int, rates: _Rates) -> CompositeLimit:
     """The limit with blocks of so many rows of all query heads of a group."""
     heads = problem.batch * problem.heads_kv
-    scores = heads * _scores(problem, max(1, rows // problem.group_size))
-    shape = _Shape(dtype, heads, rows, min(problem.seq_kv, MOST_KEYS), problem.head_dim)
-    products_s = sum(
-        count * 2 * scores * problem.head_dim / rates.product(shape, kind) for kind, count in _PRODUCTS[passes].items()
-    )
-    softmax_s = _SOFTMAXES[passes] * scores / rates.softmax(shape)
+    products_s = softmax_s = 0.0
+    for keys, per_head in _scores(problem, max(1, rows // problem.group_size)).items():
+        shape, scores = _Shape(dtype, heads, rows, keys, problem.head_dim), heads * per_head
+        softmax_s += _SOFTMAXES[passes] * scores / rates.softmax(shape)
+        for kind, count in _PRODUCTS[passes].items():
+            products_s += count * 2 * scores * problem.head_dim / rates.product(shape, kind)
     traffic_s = _traffic_bytes(problem, passes) / rates.bandwidth
     return CompositeLimit(
         problem=str(problem), passes=passes, seconds=products_s + softmax_s + traffic_s,
@@ -68,14 +68,18 @@ def _in_blocks(problem: AttentionProblem, passes: Pass, dtype: str, rows: int, r
     )  # fmt: skip
 
 
-def _scores(problem: AttentionProblem, rows: int) -> int:
-    """Scores of one key/value head's group, each block of rows against the keys that its last row sees."""
-    total = 0
+def _scores(problem: AttentionProblem, rows: int) -> dict[int, int]:
+    """Scores of one key/value head's group, each block of rows against the keys that its last row sees.
+
+    By the number of keys, rounded up to a power of two, for which a rate is measured.
+    """
+    totals: dict[int, int] = {}
     for start in range(0, problem.seq_q, rows):
         stop = min(start + rows, problem.seq_q)
         visible = len(problem.mask.visible_keys(stop - 1, problem.seq_q, problem.seq_kv))
-        total += problem.group_size * (stop - start) * visible
-    return total
+        keys = min(MOST_KEYS, problem.seq_kv, 1 << (visible - 1).bit_length())
+        totals[keys] = totals.get(keys, 0) + problem.group_size * (stop - start) * visible
+    return totals
 
 
 def _traffic_bytes(problem: AttentionProblem, passes: Pass) -> int:

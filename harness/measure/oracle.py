@@ -138,7 +138,7 @@ class _Precision:
         return 2.0**-10 if self.tf32 else torch.finfo(self.dtype).eps
 
     @property
-    def rms_factor(self) -> int:
+    def factor(self) -> int:
         """float32 sums differ by their order alone, and so by more than one rounding of a 16-bit dtype does."""
         return 4 if self.dtype == torch.float32 and not self.tf32 else 2
 
@@ -178,7 +178,7 @@ def bounds(
     """The rule of correctness for one tensor.
 
     (a) max|x - ref| <= factor max|yard - ref| + max(2 max|(ref + 0.3 - 0.3) - ref|, eps(dtype) max|ref|)
-    + 4 eps(float32) A, factor 2 for out and 3 for gradients, A the largest sum of absolute terms.
+    + 4 eps(float32) A, factor 2 for out and 3 for gradients, twice that in float32, A the largest sum of absolute terms.
     (b) from 4,096 elements on, rms(x - ref) <= 2 rms(yard - ref), 4 in float32, + 4 eps(float32) rms(R), R the root of
     the sum of squared terms: without it a gradient that is truly zero (a single key) must be zero to the last bit.
     (c) the same as (b) with `BLOCK_SLACK` times the bound for every block of rows of a head, so that a few wrong rows
@@ -190,14 +190,14 @@ def bounds(
     shift = ((rounded + 0.3 - 0.3) - rounded).abs().max().item()
     own_rounding = max(2 * shift, precision.eps * value.abs().max().item())
     summation = 4 * torch.finfo(torch.float32).eps
-    factor = 2 if name == "out" else 3
+    factor = precision.factor * (1.0 if name == "out" else 1.5)
     max_bound = factor * error.max().item() + own_rounding + summation * absolute.abs().max().item()
     rms_bound = None
     if value.numel() >= RMS_ELEMENTS:
-        rms_bound = precision.rms_factor * rms(error) + summation * rms(spread)
+        rms_bound = precision.factor * rms(error) + summation * rms(spread)
     block_bounds = None
     if (error_blocks := block_rms(error)) is not None and (spread_blocks := block_rms(spread)) is not None:
-        block_bounds = BLOCK_SLACK * (precision.rms_factor * error_blocks + summation * spread_blocks)
+        block_bounds = BLOCK_SLACK * (precision.factor * error_blocks + summation * spread_blocks)
     return Reference(value, max_bound, rms_bound, rms(value), block_bounds)
 
 

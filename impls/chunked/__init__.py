@@ -66,7 +66,8 @@ class Chunked(Implementation):
                 )
             chosen = wide
         blocks, wide_blocks, scale = blocks_in(chosen), blocks_in(wide), problem.softmax_scale
-        self._products = str(chosen).removeprefix("torch.")
+        why = "faster here" if asked == "auto" and device.type == "cpu" and dtype != wide else "as asked or needed"
+        self._products = f"{str(chosen).removeprefix('torch.')} products, {why}"
 
         def call() -> Any:
             return ChunkedAttention.apply(*tensors, scale, blocks, chosen)  # type: ignore[no-untyped-call]
@@ -89,5 +90,5 @@ class Chunked(Implementation):
         return call_and_look if problem.group_size * problem.seq_q < problem.head_dim else call_if_small
 
     def backend(self, operators: frozenset[str]) -> str | None:
-        """The dtype of its products."""
-        return f"{self._products} products"
+        """The dtype of its products, and why."""
+        return self._products

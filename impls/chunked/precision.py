@@ -13,8 +13,10 @@ from torch import Tensor
 LARGEST_SCORE = 32.0
 #: The inputs' own dtype must be this much faster than the more accurate float32.
 ADVANTAGE = 1.2
-#: Shapes of the race, small first: a CPU without 16-bit products may take a thousand times longer.
-_SMALL, _LARGE = (64, 64, 64), (512, 64, 512)
+#: Shapes of the race, small first: a CPU without 16-bit products may take a thousand times longer, and is not asked further.
+_SMALL, _LARGE, _HOPELESS = (64, 64, 64), (512, 64, 512), 100
+#: A shape is timed for so long and so many calls at least: the first calls of a process are ten times slower than the rest.
+_RACE_S, _CALLS = 3e-3, 6
 
 
 def fastest(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -33,7 +35,7 @@ def are_small(query: Tensor, key: Tensor, scale: float) -> bool:
 
 @cache
 def _winner(dtype: torch.dtype, _threads: int) -> torch.dtype:
-    if dtype == torch.float32 or _seconds(dtype, _SMALL) > 20 * _seconds(torch.float32, _SMALL):
+    if dtype == torch.float32 or _seconds(dtype, _SMALL) > _HOPELESS * _seconds(torch.float32, _SMALL):
         return torch.float32
     own, single = (_seconds(each, _LARGE) for each in (dtype, torch.float32))
     return dtype if own * ADVANTAGE < single else torch.float32
@@ -43,9 +45,10 @@ def _seconds(dtype: torch.dtype, shape: tuple[int, int, int]) -> float:
     rows, inner, columns = shape
     left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, columns, dtype=dtype)
     out = torch.empty(rows, columns, dtype=dtype)
-    times = []
-    for _ in range(6):
-        begin = time.perf_counter()
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < _CALLS or time.perf_counter() - begin < _RACE_S:
+        before = time.perf_counter()
         torch.mm(left, right, out=out)
-        times.append(time.perf_counter() - begin)
-    return min(times[1:])
+        times.append(time.perf_counter() - before)
+    return min(times)
