@@ -1,10 +1,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench test lint clean test-cuda
+.PHONY: bench bench-chunked bench-papers test lint clean test-cuda
 
 bench: .venv/installed
 	$(BIN)/attnbench run quick
+
+bench-chunked: .venv/installed
+	$(BIN)/attnbench run chunked_vs_sdpa
+
+bench-papers: .venv/installed
+	$(BIN)/attnbench run papers/rabe_staats_2021
+	$(BIN)/attnbench run papers/rabe_staats_2021_memory
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -q

@@ -14,22 +14,31 @@ FAKES = Path(__file__).parent / "plugins" / "fakes.py"
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(scope="session")
+def attnbench_in() -> Callable[[Path], Command]:
+    """For a folder, what runs `attnbench ARGS...` there and returns the finished process."""
+
+    def command_in(folder: Path) -> Command:
+        def run(*args: str | Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [Path(sys.executable).parent / "attnbench", *map(str, args)],
+                cwd=folder,
+                env={**os.environ, "NO_COLOR": "1", **environment},
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+
+        return run
+
+    return command_in
+
+
 @pytest.fixture
-def attnbench(tmp_path: Path) -> Command:
+def attnbench(tmp_path: Path, attnbench_in: Callable[[Path], Command]) -> Command:
     """Runs `attnbench ARGS...` in an empty folder; returns the finished process."""
-
-    def run(*args: str | Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [Path(sys.executable).parent / "attnbench", *map(str, args)],
-            cwd=tmp_path,
-            env={**os.environ, "NO_COLOR": "1", **environment},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-
-    return run
+    return attnbench_in(tmp_path)
 
 
 @pytest.fixture

@@ -27,7 +27,10 @@ from attnbench.harness.config.shipped import read_source
 from attnbench.impls import CAUSAL, FULL, BrokenImplementationError, registry
 
 CONFIGS = Path(str(configs.__file__)).parent
-SHIPPED = ("ci", "decode", "default", "gqa", "long_context", "quick")
+SHIPPED = (
+    "chunked_vs_sdpa", "ci", "decode", "default", "gqa", "long_context", "papers/rabe_staats_2021",
+    "papers/rabe_staats_2021_memory", "quick",
+)  # fmt: skip
 #: The example of the documentation.
 EXAMPLE = """\
 name: quick
@@ -423,7 +426,8 @@ def test_unknown_name() -> None:
     assert not isinstance(caught.value, ConfigFileError)
     assert str(caught.value) == (
         "unknown configuration 'quik'; allowed: the path of a YAML file, or "
-        "chunked_vs_sdpa, ci, decode, default, gqa, long_context, papers/rabe_staats_2021, quick; did you mean 'quick'?"
+        "chunked_vs_sdpa, ci, decode, default, gqa, long_context, papers/rabe_staats_2021, papers/rabe_staats_2021_memory, "
+        "quick; did you mean 'quick'?"
     )
 
 
@@ -450,10 +454,11 @@ def test_shipped_names() -> None:
 def test_shipped(name: str) -> None:
     """A shipped configuration loads, has its own name, fits the JSON Schema and names it for editors."""
     loaded = load_config(name)
-    assert loaded.config.name == name
+    folder, _, own_name = name.rpartition("/")
+    assert loaded.config.name == own_name
     jsonschema.validate(loaded.data, config_schema())
     schema_line, comment, *_ = loaded.text.splitlines()
-    assert schema_line == "# yaml-language-server: $schema=schema.json"
+    assert schema_line == f"# yaml-language-server: $schema={'../' if folder else ''}schema.json"
     assert comment.startswith("# ")
 
 

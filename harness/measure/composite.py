@@ -26,7 +26,7 @@ CACHED_BYTES = 8 * 2**20
 #: More keys than these do not make a product faster.
 MOST_KEYS = 4096
 #: Seconds that one rate is measured for, and calls at least.
-_RATE_S, _CALLS = 0.03, 3
+_RATE_S, _CALLS = 0.01, 3
 #: A dtype whose small product takes this many times float32's is no candidate, and not measured further.
 _HOPELESS = 20
 #: Products of a pass by what is multiplied: query with keys, weights with values, turned weights with query rows.

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch._C._autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .regions import Region, once
-
 
 class _OperatorRecorder(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, operators: set[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.operators: set[str] = set()
+        self.operators = operators
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -26,11 +25,11 @@ class _OperatorRecorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def dispatched(region: Region) -> frozenset[str]:
-    """The aten operators that one pass of a region dispatches, such as `aten.bmm.default`."""
-    with _OperatorRecorder() as recorder:
-        once(region)
-    return frozenset(recorder.operators)
+@contextmanager
+def recorded(operators: set[str]) -> Iterator[None]:
+    """Adds the aten operators that are dispatched meanwhile, such as `aten.bmm.default`."""
+    with _OperatorRecorder(operators):
+        yield
 
 
 def cuda_kernels(call: Callable[[], Any]) -> tuple[str, ...]:

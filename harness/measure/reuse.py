@@ -22,9 +22,10 @@ def reuses_answers(
 ) -> str:
     """Why a repeated call of `median_s` cannot have done its work, in a sentence; empty where it can.
 
-    Says nothing of an implementation that copies its inputs: it prepares anew, and compiles perhaps, at each change.
+    Says nothing of an implementation that copies its inputs: it prepares anew, and compiles perhaps, at each change. Nor of a
+    call beyond the budget, which is no lookup.
     """
-    if subject.implementation.copies_inputs:
+    if subject.implementation.copies_inputs or median_s >= budget_s:
         return ""
     shortest, region, begin = math.inf, region_of(subject), time.perf_counter()
     for probe in range(PROBES):

@@ -7,7 +7,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,8 +126,11 @@ class _Draft:
             inputs = draw(problem, problem_seed(problem, seed))
             truth = Truth.load(Path(self.task.truth_path))
             inputs = inputs._replace(grad_out=truth.selection.restrict_grad_out(inputs.grad_out, problem))
+            operators: set[str] = set()
             with self._phase("first_call_s"):
-                first = subject.outputs(inputs.grad_out)
+                # What is checked is what is named: the operators of this very call.
+                with proof.recorded(operators) if subject.implementation.traced else nullcontext():
+                    first = subject.outputs(inputs.grad_out)
                 if subject.device.type == "cuda":
                     # Its own stream alone: what works on another must have made it wait.
                     torch.cuda.current_stream().synchronize()
@@ -135,10 +138,10 @@ class _Draft:
             del first, inputs
             self.fields |= {"accuracy": verdict.accuracy, "checked_share": truth.selection.share(problem)}
             faults = verdict.faults
-            if not faults and self.task.measure_time:
-                faults = self._follows(subject, self._inputs(_SECOND))
-                if not faults:
-                    self._prove(subject)
+            if not faults:
+                self.fields["backend"] = subject.implementation.backend(frozenset(operators)) or ""
+                if self.task.measure_time:
+                    faults = self._follows(subject, self._inputs(_SECOND))
         return self._is_right(faults)
 
     def _check_again(self, subject: Subject) -> bool:
@@ -171,12 +174,6 @@ class _Draft:
         if faults:
             self.end(Outcome.INCORRECT, "; ".join(faults))
         return not faults
-
-    def _prove(self, subject: Subject) -> None:
-        """From one pass of the region that will be timed: gradients may take another backend than values alone."""
-        implementation, region = subject.implementation, region_of(subject)
-        operators = proof.dispatched(region) if implementation.traced else frozenset[str]()
-        self.fields["backend"] = implementation.backend(operators) or ""
 
     @staticmethod
     def _is_on_cuda(subject: Subject) -> bool:

@@ -39,7 +39,7 @@ QUADRATIC = frozenset({"naive", "sdpa_math"})
 SCORE_MATRICES = {"forward": 3, "backward": 5, "forward_backward": 5}
 SCORE_PASSES = {"forward": 6, "backward": 14, "forward_backward": 14}
 #: Calls beside the timed ones: the check on three sets of inputs, what ran, reuse, and memory.
-UNTIMED_CALLS = 8
+UNTIMED_CALLS = 6
 #: Samples that are taken however long one lasts, those of the warm-up included.
 FEWEST_SAMPLES = 3
 

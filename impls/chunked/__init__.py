@@ -31,7 +31,7 @@ class Chunked(Implementation):
     revision = 2
     options: ClassVar[Mapping[str, Option]] = {
         "query_block": Option(512),
-        "key_block": Option(65536),
+        "key_block": Option(262144),
         "workspace_mib": Option(8),
         "products": Option("auto", ("auto", "own", "float32")),
     }
