@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from ...harness.store import Run
-from ...impls import near
+from ...impls import choices
 
 FORMATS = ("csv", "markdown", "parquet")
 
@@ -18,6 +18,6 @@ class FormatError(ValueError):
 def export(run: Run, format_: str) -> str | bytes:
     """A run in a format. Errors: `FormatError`, `StoreError`."""
     if format_ not in FORMATS:
-        raise FormatError(f"unknown format {format_!r}{near(format_, FORMATS)}; formats: {', '.join(FORMATS)}")
+        raise FormatError(f"unknown format {format_!r}{choices(format_, FORMATS, 'formats')}")
     write: Callable[[Run], str | bytes] = import_module(f".{format_}", __package__).write
     return write(run)
