@@ -73,11 +73,11 @@ class Blocks:
         """The blocks of keys that at least one of these query rows sees."""
         return list(_slices(self._visible(rows), self.keys))
 
-    def head_slices(self, heads: range, rows: slice) -> list[slice]:
-        """Key/value heads, as many at once as the workspace holds."""
+    def head_slices(self, heads: range, rows: slice, *, matrices: int = 1) -> list[slice]:
+        """Key/value heads, as many at once as the workspace holds with so many matrices of scores of each."""
         columns = min(self.keys, self._visible(rows))
         width = max(self.group * (rows.stop - rows.start), self.head_dim if self.converts else 1)
-        fits = max(1, self.workspace_bytes // (width * columns * self.item_bytes))
+        fits = max(1, self.workspace_bytes // (matrices * width * columns * self.item_bytes))
         size = _even(len(heads), fits)
         return [slice(heads.start + each.start, heads.start + each.stop) for each in _slices(len(heads), size)]
 

@@ -8,6 +8,7 @@ longer than the product.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -67,7 +68,8 @@ class ChunkedAttention(torch.autograd.Function):
             these = slice(some.start, some.stop)
             sums = _Sums(grad_k[these], grad_v[these], block.exact)
             for rows in blocks.row_slices():
-                for heads in blocks.head_slices(some, rows):
+                # Scores and their gradients are there at the same time.
+                for heads in blocks.head_slices(some, rows, matrices=2):
                     block.differentiate(q, k, v, grad_o, heads, rows, kept, grad_q, sums.of(heads, some.start))
             sums.finish()
         return grad_q.view(query.shape), grad_k.view(key.shape), grad_v.view(value.shape), None, None, None, None
@@ -121,11 +123,7 @@ class _Block:
         #: What sums over blocks are kept in.
         self.exact = torch.promote_types(products, torch.float32)
         self._buffers: dict[str, Tensor] = {}
-        rows = blocks.rows
-        #: The corner of a block on the diagonal: row t sees key t of it and those before.
-        self._corner = (
-            torch.full((rows, rows), -math.inf, dtype=products, device=device).triu_(1) if blocks.causal else None
-        )
+        self._corner = _corner(blocks.rows, products, device) if blocks.causal else None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: slice, rows: slice, out: Tensor) -> None:
         """Rows against all keys they see: one softmax and two products. Writes `out[heads, :, rows]`."""
@@ -234,6 +232,12 @@ class _Block:
         if name not in self._buffers or self._buffers[name].numel() < count:
             self._buffers[name] = torch.empty(count, dtype=self._products, device=self._device)
         return self._buffers[name][:count].view(shape)
+
+
+@lru_cache(maxsize=4)
+def _corner(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What a block on the diagonal adds to its last columns: row t sees key t of them and those before."""
+    return torch.full((rows, rows), -math.inf, dtype=dtype, device=device).triu_(1)
 
 
 def _softmax_gradient(weights: Tensor, grad_weights: Tensor, delta: Tensor | None) -> Tensor:
