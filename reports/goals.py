@@ -23,6 +23,8 @@ COLUMNS = ("goal", "machine", "asked", "measured", "range", "of the composite li
 
 def table(run: Run) -> pd.DataFrame:
     """Every goal with what was measured, the share of the composite limit, and the error beside the other's."""
+    if not run.info.config.get("goals"):
+        return pd.DataFrame(columns=list(COLUMNS))
     config = load_stored(run.info.config, tolerate_unknown=True)
     judge = _Judge.of(run, config)
     return pd.DataFrame([judge.row(goal) for goal in config.goals], columns=list(COLUMNS), dtype=object)

@@ -22,9 +22,10 @@ _COLUMNS = (
 
 def table(run: Run) -> pd.DataFrame:
     """One row for each published figure whose cell was planned; what was not measured says how it ended."""
-    config = load_stored(run.info.config, tolerate_unknown=True)
-    if config.published is None:
+    if not run.info.config.get("published"):
         return pd.DataFrame(columns=list(_COLUMNS))
+    config = load_stored(run.info.config, tolerate_unknown=True)
+    assert config.published is not None
     cells, rows = cells_by_id(run), frame.rows_by_id(run)
     found = []
     for figure in config.published.figures:
