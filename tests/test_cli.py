@@ -66,7 +66,17 @@ def test_wall_time_is_split(finished: tuple[Run, subprocess.CompletedProcess[str
     """Servers, truth, ceilings, prepare, check, timing, memory and the rest add up to the wall time."""
     run, _ = finished
     (ended,) = [event for event in run.events() if isinstance(event, SessionEnded)]
-    assert set(ended.split_s) == {"servers", "truth", "ceilings", "limits", "prepare", "check", "timing", "memory", "rest"}
+    assert set(ended.split_s) == {
+        "servers",
+        "truth",
+        "ceilings",
+        "limits",
+        "prepare",
+        "check",
+        "timing",
+        "memory",
+        "rest",
+    }
     assert sum(ended.split_s.values()) == pytest.approx(ended.wall_s)
     assert all(seconds >= 0 for seconds in ended.split_s.values())
 
