@@ -18,7 +18,7 @@ from . import format as fmt
 from . import frame
 from .tidy import cells_by_id
 
-COLUMNS = ("goal", "machine", "asked", "measured", "range", "of the composite limit", "error", "cells", "met")
+COLUMNS = ("goal", "met", "asked", "measured", "range", "share of limit", "error", "cells", "machine")
 
 
 def table(run: Run) -> pd.DataFrame:
@@ -62,16 +62,16 @@ class _Judge:
         missing = len(wanted) - len(ranked)
         count = f"{len(ranked)} of {len(wanted)}" if missing else str(len(ranked))
         if not ranked:
-            return said | dict.fromkeys(COLUMNS[3:], "") | {"cells": count, "met": "not measured"}
+            return dict.fromkeys(COLUMNS, "") | said | {"cells": count, "met": "not measured"}
         found = _MEASURES[goal.kind](self, goal, ranked)
         met = found.value <= asked if goal.kind == "memory_bytes" else found.value >= asked
         return said | {
             "measured": _shown(goal.kind, found.value),
-            "range": f"{_shown(goal.kind, found.low)} to {_shown(goal.kind, found.high)}",
-            "of the composite limit": self._limit(ranked),
+            "range": f"{_shown(goal.kind, found.low).split()[0]} to {_shown(goal.kind, found.high)}",
+            "share of limit": self._limit(ranked),
             "error": self._errors(goal, ranked),
             "cells": count,
-            "met": ("yes" if met else "no") + (" (of what was measured)" if missing else ""),
+            "met": ("yes" if met else "no") + (", in part" if missing else ""),
         }
 
     def _of(self, goal: Goal, name: str) -> list[str]:
@@ -142,7 +142,7 @@ class _Judge:
         own = [self.rows[key]["relative_error"] for key in keys]
         rivals = [self._rival(goal, key) for key in keys] if goal.against else []
         other = [rival["relative_error"] for rival in rivals if rival is not None]
-        words = [_median(own), *([f"{goal.against} {_median(other)}"] if other else [])]
+        words = [_median(own), *([f"theirs {_median(other)}"] if other else [])]
         return ", ".join(word for word in words if word)
 
 

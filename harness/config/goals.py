@@ -33,11 +33,11 @@ def _bound() -> Reader:
 _Bound = Annotated[Bound | None, _bound()]
 #: Each kind of goal: its words, with `{}` for the number.
 KINDS = {
-    "speedup": "geometric mean of speed-ups at least {:.3g} x",
-    "worst_speedup": "every speed-up at least {:.3g} x",
-    "limit_share": "geometric mean of shares of the composite limit at least {:.2f}",
-    "gb_per_s": "at least {:.3g} GB/s in every cell",
-    "memory_bytes": "memory overhead at most {:,.0f} bytes in every cell",
+    "speedup": "speed-up >= {:.3g} x",
+    "worst_speedup": "each speed-up >= {:.3g} x",
+    "limit_share": "share of limit >= {:.2f}",
+    "gb_per_s": "each >= {:.3g} GB/s",
+    "memory_bytes": "each <= {:,.0f} bytes",
 }
 
 
