@@ -62,7 +62,8 @@ class Implementation(ABC):
     package: ClassVar[str] = "torch"
     #: Raised when the meaning of the implementation changes, so that old figures are not compared with new ones.
     revision: ClassVar[int] = 1
-    #: True where `from_torch` copies or its arrays are immutable: the check then prepares anew after changing the inputs.
+    #: True where `from_torch` copies or its arrays are immutable: the check then prepares anew after changing the inputs, and
+    #: work that `prepare` does ahead of the call is not seen by it, only where the call beats physics.
     copies_inputs: ClassVar[bool] = False
     #: True where one call can be traced operator by operator; False for compiled or non-torch code.
     traced: ClassVar[bool] = True

@@ -23,6 +23,8 @@ from .inputs import torch_dtype
 ROWS = (64, 128, 256, 512)
 #: What a block's operands may take, so that they stay in a cache.
 CACHED_BYTES = 8 * 2**20
+#: Scores of so few rows may be faster the other way round.
+_FEW_ROWS = 16
 #: More keys than these do not make a product faster.
 MOST_KEYS = 4096
 #: Seconds that one rate is measured for, and calls at least.
@@ -155,7 +157,11 @@ def _product_rate(shape: _Shape, kind: str, heads: int) -> float:
         "values": (scores, keys, rows),
         "turned": (scores.transpose(1, 2), rows, keys),
     }[kind]
-    return 2 * heads * shape.rows * shape.keys * shape.head_dim / _seconds(partial(torch.bmm, left, right, out=out))
+    seconds = _seconds(partial(torch.bmm, left, right, out=out))
+    if kind == "scores" and shape.rows <= _FEW_ROWS:
+        turned = torch.ones(heads, shape.keys, shape.rows, dtype=dtype)
+        seconds = min(seconds, _seconds(partial(torch.bmm, keys, rows.transpose(1, 2), out=turned)))
+    return 2 * heads * shape.rows * shape.keys * shape.head_dim / seconds
 
 
 def _softmax_rate(dtype: str, keys: int) -> float:
