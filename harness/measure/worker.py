@@ -208,7 +208,7 @@ class _Draft:
     def _only_weigh(self, subject: Subject) -> None:
         """Two calls, which may take minutes each: one to check, which warms up too, and one to weigh."""
         meter = memory.meter_for(subject.device)
-        if self._check(subject):
+        if self._check(subject) and self.task.measure_memory:
             self._weigh(subject, meter, is_warm=True)
 
     def _weigh(self, subject: Subject, meter: memory.MemoryMeter | None, *, is_warm: bool = False) -> None:
