@@ -114,6 +114,7 @@ class Measurement(_Record):
     backend: str = ""
     kernels: tuple[str, ...] = ()
     threads: int | None = None
+    emulated: bool = False  # a GPU package's kernels ran in an interpreter: checked, without a time
 
 
 class Launch(Measurement):

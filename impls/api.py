@@ -67,6 +67,11 @@ class Implementation(ABC):
     copies_inputs: ClassVar[bool] = False
     #: True where one call can be traced operator by operator; False for compiled or non-torch code.
     traced: ClassVar[bool] = True
+    #: True where `prepare` compiles each shape for seconds: the contract suite then tries a selection of its cases.
+    compiled: ClassVar[bool] = False
+    #: The implementation whose `prepare` this one runs with its GPU package's kernels in an interpreter on the CPU. Only test
+    #: adapters set it: their cells are checked, and never timed.
+    emulates: ClassVar[str] = ""
 
     def __init__(self, **given: OptionValue) -> None:
         self._given = given

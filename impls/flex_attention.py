@@ -24,6 +24,7 @@ class FlexAttention(Implementation):
     name = "flex_attention"
     summary = "torch FlexAttention, compiled"
     traced = False
+    compiled = True
 
     def unavailable(self, device: Device) -> tuple[str, ...]:
         """On the CPU inductor needs a C++ compiler."""

@@ -90,6 +90,10 @@ class _Draft:
     def measure(self) -> None:
         subject = self._subject()
         with subject.implementation.context():
+            if subject.implementation.emulates:
+                self.fields["emulated"] = True
+                self._check(subject)
+                return
             if not self.task.measure_time:
                 self._only_weigh(subject)
                 return

@@ -75,6 +75,8 @@ def unranked_because(launches: Sequence[Launch]) -> str:
     for launch in launches:
         if launch.outcome is not Outcome.OK:
             return f"{launch.outcome} in round {launch.round}"
+        if launch.emulated:
+            return "emulated: checked, not timed"
     if not any(each.outcome is Outcome.OK and each.samples is not None for each in launches):
         outcome = launches[0].outcome if launches else None
         return "not timed" if outcome is Outcome.OK else str(outcome or "not measured")

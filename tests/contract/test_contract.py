@@ -13,7 +13,7 @@ from attnbench.impls import AttentionProblem, get, names
 
 DEVICE = environment.find_device("cpu")
 HERE = [name for name in names() if not name.startswith("fake_") and not get(name).unavailable(DEVICE)]
-COMPILED = ["flex_attention"]
+COMPILED = [name for name in HERE if get(name).compiled]
 
 
 @functools.cache
