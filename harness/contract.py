@@ -1,6 +1,7 @@
 """The cases of the contract suite: every pair of axis values, and all corners. No torch.
 
-Square and rectangular, odd and prime sizes; multi-head, grouped and multi-query; three dtypes, both masks.
+Square and rectangular, odd and prime sizes; multi-head, grouped and multi-query; three dtypes, both masks, and a scale that is
+no default.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ AXES: dict[str, tuple[Any, ...]] = {
     "head_dim": (8, 16, 40, 64, 80, 96, 128, 256),
     "dtype": ("float32", "bfloat16", "float16"),
     "mask": ("full", "causal"),
+    "scale": (None, 0.3),
 }
 #: Multiply-adds of one product up to which float16 is tried where the processor has none: it is a thousand times slower.
 SLOW_FLOAT16_PRODUCTS = 2**22
-#: Axes of which every value is a corner.
-_ALL_VALUES = ("dtype", "mask")
+#: Axes of which every value is a corner, and one of which the first is: pairs with the other axes tell enough of it.
+_ALL_VALUES, _FIRST_VALUE = ("dtype", "mask"), "scale"
 _Values = dict[str, Any]
 
 
@@ -57,6 +59,7 @@ def pairs_of(problem: AttentionProblem) -> set[tuple[tuple[str, Any], tuple[str,
     values = {
         "batch": problem.batch, "heads": (problem.heads_q, problem.heads_kv), "seq_q": problem.seq_q,
         "seq_kv": problem.seq_kv, "head_dim": problem.head_dim, "dtype": problem.dtype, "mask": problem.mask.kind,
+        "scale": problem.scale,
     }  # fmt: skip
     return _pairs(values)
 
@@ -70,7 +73,10 @@ def all_pairs() -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
 
 
 def _corners() -> Iterator[_Values]:
-    ends = [values if name in _ALL_VALUES else (values[0], values[-1]) for name, values in AXES.items()]
+    ends = [
+        values if name in _ALL_VALUES else values[:1] if name == _FIRST_VALUE else (values[0], values[-1])
+        for name, values in AXES.items()
+    ]
     return (dict(zip(AXES, combination, strict=True)) for combination in itertools.product(*ends))
 
 
