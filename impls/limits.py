@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -52,10 +52,16 @@ def one_of(*values: Any, source: str) -> Limit:
     return Limit(lambda value: value in values, " or ".join(map(str, values)), source)
 
 
-def at_most(most: int, *, multiple_of: int = 1, source: str) -> Limit:
-    """Integers up to `most`, in steps of `multiple_of`."""
-    words = f"at most {most}" + (f" and a multiple of {multiple_of}" if multiple_of > 1 else "")
-    return Limit(lambda value: value <= most and value % multiple_of == 0, words, source)
+def at_most(most: int, *, least: int = 1, multiple_of: int = 1, also: int | None = None, source: str) -> Limit:
+    """Integers from `least` up to `most`, in steps of `multiple_of`, and `also` where given."""
+    words = f"{least} to {most}" if least > 1 else f"at most {most}"
+    words += f" and a multiple of {multiple_of}" if multiple_of > 1 else ""
+    words += f", or {also}" if also is not None else ""
+    return Limit(
+        lambda value: (least <= value <= most and value % multiple_of == 0) or value == also,
+        words,
+        source,
+    )
 
 
 def at_least(least: tuple[int, int], *, below: tuple[int, int] | None = None, source: str) -> Limit:
@@ -80,7 +86,10 @@ class Limits:
     passes: Limit | None = None
     head_dims: Limit | None = None
     group_sizes: Limit | None = None
+    seq_kv: Limit | None = None
+    causal_seq_q: Limit | None = None
     causal_offsets: Limit | None = None
+    scales: Limit | None = None
 
     def refusals(self, problem: AttentionProblem, passes: Pass, device: Device) -> tuple[str, ...]:
         """Every limit that this problem, pass and device break, in words that name what was asked and what is allowed."""
@@ -90,7 +99,10 @@ class Limits:
             "passes": ("pass", passes),
             "head_dims": ("head_dim", problem.head_dim),
             "group_sizes": ("query heads per key/value head", problem.group_size),
+            "seq_kv": ("seq_kv", problem.seq_kv),
+            "causal_seq_q": ("causal seq_q", problem.seq_q if problem.is_causal else 1),
             "causal_offsets": ("causal seq_kv - seq_q", problem.causal_offset if problem.is_causal else 0),
+            "scales": ("scale", "default" if problem.scale is None else problem.scale),
         }
         return self._broken(asked)
 
@@ -118,3 +130,15 @@ class Limits:
                 shown = _dotted(value) if isinstance(value, tuple) else value
                 reasons.append(f"{subject} {shown}: needs {limit.allowed} ({limit.source})")
         return tuple(reasons)
+
+
+#: Limits by the compute capability from which on they hold, up to the next.
+ByCapability = Mapping[tuple[int, int], Limits]
+
+
+def for_device(table: ByCapability, device: Device) -> Limits:
+    """The limits that hold for the device's compute capability; none on ROCm, or where it could not be read."""
+    if device.platform != "cuda" or device.capability is None:
+        return Limits()
+    reached = [least for least in table if least <= device.capability]
+    return table[max(reached)] if reached else Limits()

@@ -8,12 +8,14 @@ import importlib.util
 from pathlib import Path
 
 
-def version(distribution: str) -> str | None:
-    """The installed version of a distribution, or None."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def version(*distributions: str) -> str | None:
+    """The installed version of a distribution, or None; of several names the first that is there."""
+    for distribution in distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def has_module(name: str) -> bool:
@@ -26,10 +28,25 @@ def has_module(name: str) -> bool:
 
 def has_extension(package: str, stem: str) -> bool:
     """Whether a top-level package's folder holds a compiled extension named `stem`; never imports either."""
+    suffixes = (*importlib.machinery.EXTENSION_SUFFIXES, ".so", ".pyd")
+    return any(has_file(package, f"{stem}{suffix}") for suffix in suffixes)
+
+
+def has_file(package: str, path: str) -> bool:
+    """Whether a top-level package's folder holds a file; never imports the package."""
+    return _find(package, path) is not None
+
+
+def mentions(package: str, path: str, words: str) -> bool:
+    """Whether a file in a top-level package's folder holds these words; never imports the package."""
+    found = _find(package, path)
+    return found is not None and words in found.read_text(encoding="utf-8", errors="replace")
+
+
+def _find(package: str, path: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
-        return False
+        return None
     folders = (spec.submodule_search_locations or []) if spec else []
-    suffixes = (*importlib.machinery.EXTENSION_SUFFIXES, ".so", ".pyd")
-    return any((Path(folder) / f"{stem}{suffix}").exists() for folder in folders for suffix in suffixes)
+    return next((each for each in (Path(folder) / path for folder in folders) if each.is_file()), None)
