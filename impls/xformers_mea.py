@@ -1,4 +1,7 @@
-"""xformers: `memory_efficient_attention`, its operator picked by xformers or named in the configuration."""
+"""xformers: `memory_efficient_attention`, its operator picked by xformers or named in the configuration.
+
+Later versions are stubs over the package mslk, which then has the operators under the names that they had.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +11,62 @@ from typing import Any, ClassVar
 
 from . import packages
 from .api import Implementation, Option, RefusedError, Tensors
-from .limits import Device, Limits, Support, at_least, at_most, one_of
+from .limits import ByCapability, Device, Limits, Support, at_least, at_most, for_device, one_of
 from .problem import AttentionProblem, Pass
 from .registry import register
 
 _DOCSTRING = "xformers 0.0.35, memory_efficient_attention"
 _FMHA = "xformers 0.0.35, ops/fmha"
+_ON_CUDA = one_of("cuda", source=f"{_FMHA}/__init__.py, ALL_FW_OPS")
 
 _OPERATOR_LIMITS = {
     "auto": Limits(),
     "cutlass": Limits(
+        platforms=_ON_CUDA,
         capability=at_least((5, 0), below=(9, 1), source=f"{_FMHA}/cutlass.py"),
-        group_sizes=one_of(1, source=f"{_FMHA}/cutlass.py: no 5-dimensional backward"),
+        dtypes=one_of("float32", "float16", "bfloat16", source=f"{_FMHA}/cutlass.py"),
+    ),
+    "cutlass_blackwell": Limits(
+        platforms=_ON_CUDA,
+        capability=at_least((10, 0), source=f"{_FMHA}/cutlass_blackwell.py"),
+        dtypes=one_of("float16", "bfloat16", source=f"{_FMHA}/cutlass_blackwell.py"),
+        head_dims=one_of(64, 128, source=f"{_FMHA}/cutlass_blackwell.py"),
+        scales=one_of("default", source=f"{_FMHA}/cutlass_blackwell.py, SUPPORTS_CUSTOM_SCALE"),
     ),
     "flash": Limits(
         capability=at_least((8, 0), source=f"{_FMHA}/flash.py"),
         dtypes=one_of("float16", "bfloat16", source=f"{_FMHA}/flash.py"),
         head_dims=at_most(256, multiple_of=8, source=f"{_FMHA}/flash.py"),
     ),
+    "flash3": Limits(
+        platforms=_ON_CUDA,
+        capability=at_least((8, 0), below=(9, 1), source=f"{_FMHA}/flash3.py"),
+        dtypes=one_of("float16", "bfloat16", source=f"{_FMHA}/flash3.py"),
+        head_dims=at_most(256, least=32, multiple_of=8, source=f"{_FMHA}/flash3.py, FwOp"),
+    ),
     "triton_splitk": Limits(
         capability=at_least((8, 0), source=f"{_FMHA}/triton_splitk.py"),
         dtypes=one_of("float16", "bfloat16", source=f"{_FMHA}/triton_splitk.py"),
-        head_dims=at_most(512, source=f"{_FMHA}/triton_splitk.py"),
+        head_dims=one_of(16, 32, 64, 128, 256, 512, source=f"{_FMHA}/triton_splitk.py, shape_not_supported_reasons"),
         passes=one_of("forward", source=f"{_FMHA}/triton_splitk.py"),
+        causal_seq_q=at_most(16, source=f"{_FMHA}/triton_splitk.py, not_supported_reasons"),
+    ),
+    "ck": Limits(
+        platforms=one_of("rocm", source=f"{_FMHA}/__init__.py, ALL_FW_OPS"),
+        dtypes=one_of("float16", "bfloat16", source=f"{_FMHA}/ck.py"),
+        head_dims=at_most(512, source=f"{_FMHA}/ck.py, FwOp"),
     ),
 }
+#: What an operator asks beyond that where there is a backward.
+_BACKWARD_LIMITS = {
+    "flash3": Limits(head_dims=at_most(256, least=64, multiple_of=8, source=f"{_FMHA}/flash3.py, BwOp")),
+    "ck": Limits(head_dims=at_most(256, source=f"{_FMHA}/ck.py, BwOp")),
+}
+_CAPABILITY_LIMITS: ByCapability = {
+    (5, 0): Limits(dtypes=one_of("float32", "float16", source=f"{_FMHA}/common.py: bf16 on A100 and later")),
+    (8, 0): Limits(),
+}
+_MSLK_FOLDER = "attention/fmha/__init__.py"
 
 
 @register
@@ -53,22 +87,22 @@ class Xformers(Implementation):
 
     def unavailable(self, device: Device) -> tuple[str, ...]:
         """The device, the package, its kernels, and what the named operator needs."""
-        operator = _OPERATOR_LIMITS[str(self.option("operator"))].device_refusals(device)
-        return (*super().unavailable(device), *operator, *self._package_reasons())
-
-    @staticmethod
-    def _package_reasons() -> tuple[str, ...]:
-        version = packages.version("xformers")
-        if version is None or not packages.has_module("xformers"):
-            return ("xformers is not installed: pip install 'attnbench[gpu]'",)
-        if not packages.has_extension("xformers", "_C") and not packages.has_module("mslk"):
-            return (f"xformers {version} is installed without its kernels (no _C extension, no mslk)",)
-        return ()
+        operator = str(self.option("operator"))
+        return (
+            *super().unavailable(device),
+            *_OPERATOR_LIMITS[operator].device_refusals(device),
+            *(_package_reasons() or _operator_reasons(operator)),
+        )
 
     def supports(self, problem: AttentionProblem, passes: Pass, device: Device) -> Support:
         """Every reason: the function's, the operator's, and grouped queries backwards."""
+        operator = str(self.option("operator"))
         reasons = super().supports(problem, passes, device).reasons
-        reasons += _OPERATOR_LIMITS[str(self.option("operator"))].refusals(problem, passes, device)
+        stated = [_OPERATOR_LIMITS[operator], for_device(_CAPABILITY_LIMITS, device)]
+        if passes != "forward":
+            stated.append(_BACKWARD_LIMITS.get(operator, Limits()))
+        for limits in stated:
+            reasons += limits.refusals(problem, passes, device)
         if problem.group_size > 1 and passes != "forward":
             reasons += (f"pass {passes} with grouped queries: needs forward ({_DOCSTRING})",)
         return Support(tuple(dict.fromkeys(reasons)))
@@ -77,35 +111,87 @@ class Xformers(Implementation):
         """Bind the operator and the mask; one call shows whether xformers accepts them. Grouped heads become a dimension."""
         from xformers.ops import fmha
 
-        bias = None
-        if problem.is_causal and problem.seq_q > 1:
-            bias = fmha.attn_bias.LowerTriangularFromBottomRightMask()
         operator = self._operator(fmha)
-        scale, grouped = problem.softmax_scale, problem.group_size > 1
+        # Not every operator takes a scale, though it be the default.
+        scale = None if problem.scale is None else problem.softmax_scale
+        in_blocks = self.option("operator") == "triton_splitk" and problem.is_causal and problem.seq_q > 1
+        bias = _blocks(fmha, problem, tensors) if in_blocks else _bottom_right(fmha, problem)
+
+        def inputs() -> Tensors:
+            laid_out = _grouped(problem, tensors) if problem.group_size > 1 else tensors
+            return Tensors(*(each.flatten(0, 1).unsqueeze(0) for each in laid_out)) if in_blocks else laid_out
 
         def call() -> Any:
-            return fmha.memory_efficient_attention(*tensors, attn_bias=bias, scale=scale, op=operator)
+            return fmha.memory_efficient_attention(*inputs(), attn_bias=bias, scale=scale, op=operator)
 
-        def grouped_call() -> Any:
-            out = fmha.memory_efficient_attention(*_grouped(problem, tensors), attn_bias=bias, scale=scale, op=operator)
-            return out.flatten(2, 3)
+        def reshaped_call() -> Any:
+            return call().reshape(problem.batch, problem.seq_q, problem.heads_q, problem.head_dim)
 
-        chosen = grouped_call if grouped else call
+        chosen = reshaped_call if in_blocks or problem.group_size > 1 else call
         _try(chosen)
-        inputs = fmha.Inputs(*(_grouped(problem, tensors) if grouped else tensors), attn_bias=bias, scale=scale)
-        self._forward_operator = (operator[0] if operator else _dispatched(fmha, inputs)).NAME
+        asked = fmha.Inputs(*inputs(), attn_bias=bias, scale=scale)
+        self._forward_operator = (operator[0] if operator else _dispatched(fmha, asked)).NAME
         return chosen
 
     def _operator(self, fmha: Any) -> Any:
-        names = {"cutlass": "MemoryEfficientAttentionCutlassOp", "flash": "MemoryEfficientAttentionFlashAttentionOp"}
         operator = str(self.option("operator"))
         if operator == "auto":
             return None
-        return (fmha.triton_splitk.FwOp, None) if operator == "triton_splitk" else getattr(fmha, names[operator])
+        module = getattr(fmha, operator)
+        return (module.FwOp, getattr(module, "BwOp", None))
 
     def backend(self, operators: frozenset[str]) -> str | None:
-        """The forward operator, by xformers' own name for it and its version; with `auto` the one that xformers picked."""
-        return f"xformers {packages.version('xformers')} {self._forward_operator}"
+        """The forward operator, by its own name for itself, and the versions; with `auto` the one that xformers picked."""
+        over = f" over mslk {packages.version('mslk')}" if _is_stub() else ""
+        return f"xformers {packages.version('xformers')}{over} {self._forward_operator}"
+
+
+def _is_stub() -> bool:
+    """Whether this xformers re-exports another package's operators and has none of its own; it then imports silently without."""
+    return packages.mentions("xformers", "ops/fmha/__init__.py", "mslk.attention")
+
+
+def _package_reasons() -> tuple[str, ...]:
+    version = packages.version("xformers")
+    if version is None or not packages.has_module("xformers"):
+        return ("xformers is not installed: pip install 'attnbench[gpu]'",)
+    if _is_stub():
+        if not packages.has_module("mslk"):
+            return (f"xformers {version} is a stub over the package mslk, which is not installed: pip install mslk",)
+        if not packages.has_file("mslk", _MSLK_FOLDER):
+            words = f"the mslk {packages.version('mslk')} that is installed has no {_MSLK_FOLDER.rpartition('/')[0]}"
+            return (f"xformers {version} is a stub over the package mslk, and {words}: pip install --upgrade mslk",)
+        return ()
+    if not packages.has_extension("xformers", "_C"):
+        return (f"xformers {version} is installed without its kernels (no _C extension)",)
+    return ()
+
+
+def _operator_reasons(operator: str) -> tuple[str, ...]:
+    """What a named operator needs beside xformers itself."""
+    own = packages.has_extension("xformers", "flash_attn_3/_C")  # up to 0.0.34
+    if operator == "flash3" and not own and not packages.has_extension("flash_attn_3", "_C"):
+        return (f"operator flash3: needs the package flash-attn-3, which is not installed ({_FMHA}/flash3.py)",)
+    if operator == "cutlass_blackwell" and not _is_stub() and not packages.has_module("fbgemm_gpu"):
+        return (f"operator cutlass_blackwell: needs the package fbgemm-gpu-genai ({_FMHA}/cutlass_blackwell.py)",)
+    return ()
+
+
+def _bottom_right(fmha: Any, problem: AttentionProblem) -> Any:
+    """A causal mask as a bias that takes no memory; one query sees all keys."""
+    if problem.is_causal and problem.seq_q > 1:
+        return fmha.attn_bias.LowerTriangularFromBottomRightMask()
+    return None
+
+
+def _blocks(fmha: Any, problem: AttentionProblem, tensors: Tensors) -> Any:
+    """The causal bias that `triton_splitk` knows: sequences one after the other, each aligned at its last key."""
+    return fmha.attn_bias.BlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens(
+        q_seqlen=[problem.seq_q] * problem.batch,
+        kv_padding=problem.seq_kv,
+        kv_seqlen=[problem.seq_kv] * problem.batch,
+        device=tensors.query.device,
+    )
 
 
 def _grouped(problem: AttentionProblem, tensors: Tensors) -> Tensors:
