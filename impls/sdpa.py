@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 from .api import Implementation, RefusedError, Tensors, WrongBackendError
-from .limits import Device, Limits, Support, at_least, at_most, one_of
+from .limits import ByCapability, Device, Limit, Limits, Support, at_least, at_most, for_device, one_of
 from .problem import AttentionProblem, Pass
 from .registry import register
 
@@ -39,6 +39,9 @@ class _Sdpa(Implementation):
     pinned: ClassVar[str | None] = None
     #: Limits that hold on CUDA beside those that hold everywhere.
     cuda_limits: ClassVar[Limits] = Limits()
+    #: Those that differ by compute capability, of all passes and of those with a backward.
+    capability_limits: ClassVar[ByCapability] = {}
+    training_limits: ClassVar[ByCapability] = {}
 
     def unavailable(self, device: Device) -> tuple[str, ...]:
         """The device's reasons, from the limits of all devices and of CUDA."""
@@ -49,7 +52,11 @@ class _Sdpa(Implementation):
         """Every reason, from the limits of all devices and of CUDA."""
         reasons = super().supports(problem, passes, device).reasons
         if device.kind == "cuda":
-            reasons += self.cuda_limits.refusals(problem, passes, device)
+            stated = [self.cuda_limits, for_device(self.capability_limits, device)]
+            if passes != "forward":
+                stated.append(for_device(self.training_limits, device))
+            for limits in stated:
+                reasons += limits.refusals(problem, passes, device)
         return Support(tuple(dict.fromkeys(reasons)))
 
     def context(self) -> AbstractContextManager[Any]:
@@ -129,6 +136,19 @@ def _aligned_kernels(problem: AttentionProblem, tensors: Tensors) -> frozenset[s
     return frozenset(name for name, usable in zip(_ALIGNED, answers, strict=True) if usable)
 
 
+#: Backward with these kernels lacks the middle of the largest head dimensions where shared memory is small.
+_TRAINING_HEAD_DIMS = Limits(
+    head_dims=Limit(
+        lambda value: value <= 192 or value > 224,
+        "at most 192 or above 224",
+        f"{_SDP_UTILS}, check_requires_grad_and_head_dim_gt192_constraints",
+    )
+)
+_CUDNN_SHAPES = f"{_SDP_UTILS}, check_cudnn_tensor_shapes"
+_CUDNN_128 = Limits(head_dims=at_most(128, multiple_of=8, source=f"{_CUDNN_SHAPES}: 256 on 9.0 and 10.x alone"))
+_CUDNN_256 = Limits(head_dims=at_most(256, multiple_of=8, source=_CUDNN_SHAPES))
+
+
 @register
 class SdpaAuto(_Sdpa):
     """torch picks the backend; the record names the one that ran."""
@@ -155,10 +175,17 @@ class SdpaFlash(_Sdpa):
     pinned = "flash"
     limits = Limits(devices=one_of("cpu", "cuda", source="torch SDPA documentation"))
     cuda_limits = Limits(
-        capability=at_least((8, 0), source=_SDP_UTILS),
-        dtypes=one_of("float16", "bfloat16", source=_SDP_UTILS),
-        head_dims=at_most(256, source=_SDP_UTILS),
+        capability=at_least(
+            (8, 0), below=(12, 2), source=f"{_SDP_UTILS}, check_flash_attention_hardware_support: sm80 to sm121"
+        ),
+        dtypes=one_of("float16", "bfloat16", source=f"{_SDP_UTILS}, check_dtypes_low_precision"),
+        head_dims=at_most(256, source=f"{_SDP_UTILS}, check_head_dim_size_flash"),
     )
+    training_limits: ClassVar[ByCapability] = {
+        (8, 6): _TRAINING_HEAD_DIMS,
+        (9, 0): Limits(),
+        (12, 0): _TRAINING_HEAD_DIMS,
+    }
 
 
 @register
@@ -170,9 +197,19 @@ class SdpaEfficient(_Sdpa):
     pinned = "efficient"
     limits = Limits(devices=one_of("cuda", source=_SDP_UTILS))
     cuda_limits = Limits(
-        capability=at_least((5, 0), source=_SDP_UTILS),
-        group_sizes=one_of(1, source=_SDP_UTILS),
+        capability=at_least(
+            (5, 0), below=(12, 2), source=f"{_SDP_UTILS}, check_mem_efficient_hardware_support: sm50 to sm121"
+        ),
+        group_sizes=one_of(1, source=f"{_SDP_UTILS}, can_use_mem_efficient_attention"),
     )
+    capability_limits: ClassVar[ByCapability] = {
+        (5, 0): Limits(
+            dtypes=one_of(
+                "float32", "float16", source=f"{_SDP_UTILS}, can_use_mem_efficient_attention: bfloat16 from sm80 on"
+            )
+        ),
+        (8, 0): Limits(),
+    }
 
 
 @register
@@ -184,8 +221,15 @@ class SdpaCudnn(_Sdpa):
     pinned = "cudnn"
     limits = Limits(devices=one_of("cuda", source=_SDP_UTILS))
     cuda_limits = Limits(
-        platforms=one_of("cuda", source=_SDP_UTILS),
-        capability=at_least((8, 0), source=_SDP_UTILS),
-        dtypes=one_of("float16", "bfloat16", source=_SDP_UTILS),
-        head_dims=at_most(256, multiple_of=8, source=_SDP_UTILS),
+        platforms=one_of("cuda", source=f"{_SDP_UTILS}, can_use_cudnn_attention"),
+        capability=at_least((8, 0), below=(12, 2), source=f"{_SDP_UTILS}, check_cudnn_hardware_support: sm80 to sm121"),
+        dtypes=one_of("float16", "bfloat16", source=f"{_SDP_UTILS}, check_dtypes_low_precision"),
+        seq_kv=Limit(lambda value: value > 1, "at least 2", _CUDNN_SHAPES),
     )
+    capability_limits: ClassVar[ByCapability] = {
+        (8, 0): _CUDNN_128,
+        (9, 0): _CUDNN_256,
+        (9, 1): _CUDNN_128,
+        (10, 0): _CUDNN_256,
+        (11, 0): _CUDNN_128,
+    }
