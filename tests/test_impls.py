@@ -1,20 +1,18 @@
-"""Implementations: registry, options, limits with their sources, packages that are missing or half there, pinned backends."""
+"""Implementations: registry, options, pinned backends, and the plumbing of wrapped packages; their limits: test_reasons.py."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from attnbench.harness import contract
 from attnbench.impls import (
     AttentionProblem,
-    Device,
     OptionError,
     RefusedError,
     Tensors,
@@ -24,11 +22,6 @@ from attnbench.impls import (
     names,
 )
 from attnbench.impls.sdpa import takes_lower_right
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
-PROBLEM = AttentionProblem(heads_q=8, heads_kv=2, seq_q=64, seq_kv=64, head_dim=320, dtype="float32", mask="causal")
-AMPERE = Device("cuda", capability=(8, 0), platform="cuda")
-TURING = Device("cuda", capability=(7, 5), platform="cuda")
 
 
 def test_near_match_of_a_name() -> None:
@@ -43,7 +36,11 @@ def test_near_match_of_a_name() -> None:
     ("name", "options", "words"),
     [
         ("xformers", {"operater": "flash"}, "did you mean 'operator'"),
-        ("xformers", {"operator": "fast"}, "auto or cutlass or flash or triton_splitk"),
+        (
+            "xformers",
+            {"operator": "fast"},
+            "auto or cutlass or cutlass_blackwell or flash or flash3 or triton_splitk or ck",
+        ),
         ("chunked", {"query_block": 0}, "a positive integer"),
         ("naive", {"block": 3}, "options: none"),
     ],
@@ -52,31 +49,6 @@ def test_options_are_checked(name: str, options: dict[str, str | int], words: st
     """An option that there is not, or a value that it does not take, is named with what is allowed."""
     with pytest.raises(OptionError, match=words):
         get(name, options)
-
-
-@pytest.mark.parametrize(
-    ("name", "device", "passes", "words"),
-    [
-        (
-            "sdpa_flash",
-            TURING,
-            "forward",
-            ["compute capability 7.5: needs at least 8.0", "dtype float32", "head_dim 320"],
-        ),
-        ("sdpa_efficient", AMPERE, "forward", ["query heads per key/value head 4: needs 1"]),
-        ("sdpa_cudnn", AMPERE, "forward", ["dtype float32: needs float16 or bfloat16"]),
-        ("flash_attn2", TURING, "forward", ["compute capability 7.5", "head_dim 320: needs at most 256"]),
-        ("xformers", AMPERE, "backward", ["pass backward with grouped queries: needs forward"]),
-        ("flex_attention", Device("cpu"), "backward", ["pass backward on the CPU: needs forward"]),
-    ],
-)
-def test_all_reasons_at_once(name: str, device: Device, passes: str, words: list[str]) -> None:
-    """A refusal gives every reason, each with what was asked, what is allowed and where that is documented."""
-    reasons = get(name).supports(PROBLEM, passes, device).reasons
-    for word in words:
-        assert any(word in reason for reason in reasons), reasons
-    limits = [reason for reason in reasons if ": needs" in reason]
-    assert all(reason.endswith(")") for reason in limits)
 
 
 @pytest.mark.parametrize("name", names())
@@ -143,33 +115,6 @@ def test_chunked_takes_strided_inputs() -> None:
     torch.testing.assert_close(whole, blocks)
 
 
-@pytest.mark.parametrize(
-    ("distribution", "module", "version", "words"),
-    [
-        ("xformers", "xformers", "0.0.35", "xformers 0.0.35 is installed without its kernels"),
-        ("flash_attn", "flash_attn", "2.8.3", "flash-attn 2.8.3 is installed without its CUDA kernels"),
-        ("flash_attn", "flash_attn", "3.0.0", "flash-attn 3.0.0 is installed: this wrapper is for version 2"),
-        ("flash_attn", "flash_attn", "2.0.9", "aligns causal top-left"),
-        ("flash_attn", "flash_attn", "2.7rc1", "flash-attn 2.7rc1 is installed without its CUDA kernels"),
-        ("flash_attn", "flash_attn", "2.8.3.post1", "flash-attn 2.8.3.post1 is installed without its CUDA kernels"),
-        ("flash_attn", "flash_attn", "2.8.3+cu12torch2.7", "2.8.3+cu12torch2.7 is installed without its CUDA kernels"),
-        ("flash_attn", "flash_attn", "two", "flash-attn two is installed: its version cannot be read"),
-    ],
-)
-def test_packages_that_are_half_there(
-    attnbench: Command, tmp_path: Path, distribution: str, module: str, version: str, words: str
-) -> None:
-    """A package without kernels, or of a version that means something else, is a reason; importing it would crash here."""
-    (tmp_path / module).mkdir()
-    (tmp_path / module / "__init__.py").write_text("import os\nos._exit(9)\n")
-    info = tmp_path / f"{distribution}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
-    done = attnbench("list", PYTHONPATH=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert words in " ".join(done.stdout.replace("│", " ").split())
-
-
 #: What xformers 0.0.35 says on a Turing GPU, without the description of the inputs.
 XFORMERS_REFUSAL = """No operator found for `memory_efficient_attention_forward` with inputs:
      query       : shape=(1, 64, 2, 320) (torch.float64)
@@ -185,7 +130,12 @@ def fake_xformers(monkeypatch: pytest.MonkeyPatch, attention: Callable[..., torc
     """A stand-in for the package, which computes nothing on a CPU: it checks our plumbing, and nothing of xformers."""
     fmha = SimpleNamespace(
         memory_efficient_attention=attention,
-        MemoryEfficientAttentionCutlassOp=(SimpleNamespace(NAME="cutlassF-pt"), None),
+        cutlass=SimpleNamespace(FwOp=SimpleNamespace(NAME="cutlassF-pt"), BwOp=None),
+        triton_splitk=SimpleNamespace(FwOp=SimpleNamespace(NAME="triton_splitKF")),
+        attn_bias=SimpleNamespace(
+            LowerTriangularFromBottomRightMask=lambda: "bottom-right",
+            BlockDiagonalCausalWithOffsetPaddedKeysMask=SimpleNamespace(from_seqlens=lambda **given: given),
+        ),
         Inputs=lambda query, key, value, **_: SimpleNamespace(query=query, key=key, value=value),
         _dispatch_fw=lambda _, needs_gradient: SimpleNamespace(NAME="with gradient" if needs_gradient else "without"),
     )
@@ -250,3 +200,87 @@ def test_xformers_names_the_operator_that_ran(
     out = implementation.prepare(problem, xformers_tensors(problem, gradients=gradients))()
     assert out.shape == (1, 4, 4, 8)
     assert str(implementation.backend(frozenset())).endswith(f" {name}")
+
+
+def test_splitk_takes_causal_sequences_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`triton_splitk` knows a causal bias of blocks alone: one batch, its lengths in the bias. Plumbing only: a fake."""
+    seen: dict[str, Any] = {}
+
+    def attention(query: torch.Tensor, *_: torch.Tensor, **given: Any) -> torch.Tensor:
+        seen.update(given, shape=tuple(query.shape))
+        return query
+
+    fake_xformers(monkeypatch, attention)
+    problem = AttentionProblem(batch=3, heads_q=4, heads_kv=2, seq_q=4, seq_kv=8, head_dim=16, mask="causal")
+    out = get("xformers", {"operator": "triton_splitk"}).prepare(problem, xformers_tensors(problem))()
+    assert out.shape == (3, 4, 4, 16)
+    assert seen["shape"] == (1, 3 * 4, 2, 2, 16)
+    assert seen["attn_bias"]["q_seqlen"] == [4] * 3
+    assert (seen["attn_bias"]["kv_padding"], seen["attn_bias"]["kv_seqlen"]) == (8, [8] * 3)
+    assert seen["scale"] is None
+
+
+def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float, causal: bool) -> torch.Tensor:
+    """Attention over `[B, S, H, D]`, bottom-right, as the flash-attn packages document theirs."""
+    query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+    mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask if causal else None, scale=scale, enable_gqa=True
+    )
+    return out.transpose(1, 2)
+
+
+def flash_attn_func(*tensors: torch.Tensor, softmax_scale: float, causal: bool) -> torch.Tensor:
+    """As flash-attn 2 and recent versions of 3."""
+    return dense(*tensors, scale=softmax_scale, causal=causal)
+
+
+def with_log_sum_exp(*tensors: torch.Tensor, softmax_scale: float, causal: bool) -> tuple[torch.Tensor, None]:
+    """As 4, and early versions of 3."""
+    return flash_attn_func(*tensors, softmax_scale=softmax_scale, causal=causal), None
+
+
+def flash_attn_varlen_func(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts_q: torch.Tensor, starts_kv: torch.Tensor,
+    most_q: int, most_kv: int, *, softmax_scale: float, causal: bool,
+) -> torch.Tensor:  # fmt: skip
+    """As flash-attn 2: `[total, H, D]`, each sequence by where it begins and ends."""
+    assert (starts_q.dtype, starts_kv.dtype) == (torch.int32, torch.int32)
+    outs = []
+    for at in range(len(starts_q) - 1):
+        rows, columns = slice(*starts_q[at : at + 2].tolist()), slice(*starts_kv[at : at + 2].tolist())
+        assert (rows.stop - rows.start, columns.stop - columns.start) == (most_q, most_kv)
+        one = (query[None, rows], key[None, columns], value[None, columns])
+        outs.append(dense(*one, scale=softmax_scale, causal=causal)[0])
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "module", "functions"),
+    [
+        ("flash_attn2", {}, "flash_attn", {"flash_attn_func": flash_attn_func}),
+        ("flash_attn2", {"function": "flash_attn_with_kvcache"}, "flash_attn", {"flash_attn_with_kvcache": flash_attn_func}),
+        ("flash_attn2", {"function": "flash_attn_varlen_func"}, "flash_attn", {"flash_attn_varlen_func": flash_attn_varlen_func}),
+        ("flash_attn3", {}, "flash_attn_interface", {"flash_attn_func": flash_attn_func}),
+        ("flash_attn3", {}, "flash_attn_interface", {"flash_attn_func": with_log_sum_exp}),
+        ("flash_attn4", {}, "flash_attn.cute", {"flash_attn_func": with_log_sum_exp}),
+    ],
+    ids=["2", "2 cache", "2 varlen", "3", "3 with lse", "4 with lse"],
+)  # fmt: skip
+@pytest.mark.parametrize("problem", contract.few_cases(12), ids=str)
+def test_flash_wrappers_say_what_they_mean(
+    monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, str], module: str,
+    functions: dict[str, Callable[..., Any]], problem: AttentionProblem,
+) -> None:  # fmt: skip
+    """Layout, scale, alignment and heads as the packages document them. Plumbing only: the package is a fake in torch."""
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**functions))
+    shapes = (problem.query_shape, problem.key_shape, problem.key_shape)
+    generator = torch.Generator().manual_seed(0)
+    plain = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+    laid_out = Tensors(*(each.transpose(1, 2) for each in plain))
+    out = get(name, options).prepare(problem, laid_out)().transpose(1, 2)
+    expected = get("naive").prepare(problem, Tensors(*plain))()
+    torch.testing.assert_close(out, expected)
+    given = torch.autograd.grad(out.sum(), plain)
+    torch.testing.assert_close(given, torch.autograd.grad(expected.sum(), plain))
