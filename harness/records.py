@@ -113,6 +113,7 @@ class Measurement(_Record):
     void: str = ""  # why this attempt does not count; empty where it does
     backend: str = ""
     kernels: tuple[str, ...] = ()
+    kernel_time_s: float | None = None  # of one pass, by a profiler: all that the device did for it, copies included
     threads: int | None = None
     emulated: bool = False  # a GPU package's kernels ran in an interpreter: checked, without a time
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..cell import Allocator, Float32
 from .fields import Axis, either, number, whole, word
 
-Measure = Literal["time", "memory", "limit"]
+Measure = Literal["time", "memory", "limit", "kernels"]
 _HOUR_S = 3600.0
 
 
@@ -46,7 +46,8 @@ class Protocol(BaseModel):
     )
     measure: Annotated[tuple[Measure, ...], Axis(word(*get_args(Measure)))] = Field(
         ("time", "memory"),
-        description="What is measured: time, memory, and the composite limit of each problem (on a CPU).",
+        description="What is measured: time, memory, the composite limit of each problem (on a CPU), and beside the time that "
+        "of the kernels by a profiler (on CUDA).",
     )
 
     @property
@@ -60,4 +61,6 @@ class Protocol(BaseModel):
             raise ValueError(
                 f"min_time_s {self.min_time_s:g} is above max_time_s {self.max_time_s:g}; lower the former"
             )
+        if "kernels" in self.measure and "time" not in self.measure:
+            raise ValueError("measure: kernels is compared with the time; write [time, kernels]")
         return self

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .proof import cuda_kernels
+from .proof import Profile, cuda_kernels, profiled
 from .regions import Region, once
 from .timing import Span
 
@@ -56,6 +56,11 @@ class CudaClock:
             self._gap_cycles *= 2
         # The host's time cannot be told apart from the sleep, so it is taken on a run of its own.
         return replace(span, wall_s=self._by_host(region, repeats))
+
+    def profile(self, region: Region, profile: Callable[[Callable[[], Any]], Profile] = profiled) -> Profile:
+        """What one pass launches, under this clock's conditions. Errors: `BlindProfilerError`."""
+        with self._ready(region, 1):
+            return profile(lambda: region.run(1))
 
     def _by_events(self, region: Region, repeats: int) -> Span:
         begin, end = (self._cuda.Event(enable_timing=True) for _ in range(2))

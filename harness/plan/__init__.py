@@ -15,7 +15,7 @@ from ..config import Exclude, Protocol, SweepConfig
 from ..config.errors import ConfigError, config_error
 from ..config.sweep import ImplementationEntry, Sweep
 from .arm import Arm, ArmError
-from .bounds import MOST_CELLS, refuse_remainders, refuse_too_many
+from .bounds import MOST_CELLS, refuse_kernels, refuse_remainders, refuse_too_many
 from .cost import SERVER_S, Cost, cost_of
 from .shape import Shape, shapes
 
@@ -72,11 +72,12 @@ class Plan:
 def make_plan(config: SweepConfig, device: Device, *, control: bool = True) -> Plan:
     """The plan of a configuration on a device.
 
-    Errors: `ConfigError` for too many cells, a total with a remainder, a combination that has no meaning, and
+    Errors: `ConfigError` for too many cells, a total with a remainder, a combination that has no meaning, kernels off CUDA, and
     exclusions that leave nothing.
     """
     refuse_too_many(config)
     refuse_remainders(config)
+    refuse_kernels(config, device)
     draft = _Draft(config, device)
     for index, sweep in enumerate(config.sweeps):
         draft.add(index, sweep)

@@ -1,4 +1,4 @@
-"""What no plan is made of: too many cells, told by multiplying lengths before anything is built, and remainders."""
+"""What no plan is made of: too many cells, told by multiplying lengths before anything is built; remainders; a device's lack."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-from ..config import SweepConfig
+from ...impls import Device
+from ..config import ConfigError, SweepConfig
 from ..config.errors import MOST_MISTAKES, config_error
 from ..config.sweep import Sweep
 from .shape import remainders
@@ -64,3 +65,10 @@ def refuse_remainders(config: SweepConfig) -> None:
     ]
     if mistakes:
         raise config_error(mistakes)
+
+
+def refuse_kernels(config: SweepConfig, device: Device) -> None:
+    """Kernels are timed by a profiler of CUDA. Errors: `ConfigError` on any other device."""
+    if "kernels" in config.protocol.measure and device.kind != "cuda":
+        words = f"kernels: needs a CUDA device, this run is on {device}; allowed here: time, memory, limit"
+        raise ConfigError(config.mistake(("protocol", "measure"), words))

@@ -32,7 +32,7 @@ PROCESS_S = {"cpu": 0.05, "cuda": 3.0}
 #: A fresh interpreter that imports torch.
 SERVER_S = 2.5
 #: Implementations that compile in each fresh process, and how long that takes without a warm cache.
-COMPILE_S = {"flex_attention": 10.0}
+COMPILE_S = {"flex_attention": 10.0, "flash_attn4": 10.0}
 #: Implementations known to hold the scores of all heads at once; any other counts as linear in memory.
 QUADRATIC = frozenset({"naive", "sdpa_math"})
 #: Score matrices held at once, and how often one is read or written: scores, softmax, their gradients in backward.
@@ -40,6 +40,8 @@ SCORE_MATRICES = {"forward": 3, "backward": 5, "forward_backward": 5}
 SCORE_PASSES = {"forward": 6, "backward": 14, "forward_backward": 14}
 #: Calls beside the timed ones: the check on three sets of inputs, what ran, reuse, and memory.
 UNTIMED_CALLS = 6
+#: Starting torch's profiler and reading what it saw, five times, in a process of its own.
+PROFILES_S = 2.0
 #: Samples that are taken however long one lasts, those of the warm-up included.
 FEWEST_SAMPLES = 3
 
@@ -56,7 +58,8 @@ def cost_of(cell: Cell, device: Device, protocol: Protocol) -> Cost:
     """Time and memory of one launch of a cell."""
     call_s = _call_s(cell, device, protocol)
     timing_s = max(1.25 * protocol.max_time_s, FEWEST_SAMPLES * call_s) if "time" in protocol.measure else 0.0
-    fixed_s = PROCESS_S.get(device.kind, 0.0) + COMPILE_S.get(cell.implementation, 0.0)
+    profiles_s = PROFILES_S if "kernels" in protocol.measure else 0.0
+    fixed_s = PROCESS_S.get(device.kind, 0.0) + COMPILE_S.get(cell.implementation, 0.0) + profiles_s
     return Cost(fixed_s + UNTIMED_CALLS * call_s + timing_s, _memory_bytes(cell))
 
 
