@@ -35,6 +35,7 @@ class CellTask(_Task):
     measure_time: bool = True
     measure_memory: bool = True
     name_kernels: bool = False
+    measure_kernels: bool = False
 
 
 class TruthTask(_Task):

@@ -20,7 +20,7 @@ from .check import check, check_follows
 from .cuda import CudaClock, GraphReplay, NvmlWatch
 from .inputs import Inputs, draw, problem_seed
 from .oracle import Selection, Truth, find_truth
-from .regions import once, region_of
+from .regions import Region, region_of
 from .reuse import reuses_answers
 from .subject import Subject
 from .tasks import CeilingsTask, CellTask, LimitsDone, LimitsTask, Probe, Task, TruthDone, TruthTask
@@ -29,6 +29,8 @@ from .timing import Budget, Clock, CpuClock, sample
 _MEMORY_WORDS = ("can't allocate memory", "out of memory", "not enough memory", "bad_alloc", "cannot allocate memory")
 #: Added to a problem's seed: the inputs that the output must follow before the timing, and after it.
 _SECOND, _THIRD = 1, 2
+#: Passes whose kernels are timed by a profiler; the median counts.
+PROFILED_PASSES = 5
 
 
 def perform(task: Task) -> str:
@@ -99,8 +101,7 @@ class _Draft:
                 return
             if not self._check(subject):
                 return
-            self._time(subject)
-            if self._check_again(subject) and self.task.measure_memory:
+            if self._time(subject) and self._check_again(subject) and self.task.measure_memory:
                 self._weigh(subject, memory.meter_for(subject.device))
 
     def _subject(self) -> Subject:
@@ -186,7 +187,8 @@ class _Draft:
     def _clock(self, subject: Subject) -> Clock:
         return CudaClock(cold=self.task.cell.conditions.cache == "cold") if self._is_on_cuda(subject) else CpuClock()
 
-    def _time(self, subject: Subject) -> None:
+    def _time(self, subject: Subject) -> bool:
+        """Samples, and the kernels that a pass launches; False where it launches none, so that nobody knows what was timed."""
         clock, region = self._clock(subject), region_of(subject)
         with self._phase("prepare_s"):
             if self.task.cell.conditions.cuda_graph:
@@ -205,9 +207,29 @@ class _Draft:
                 counted = counted.model_copy(update={"gpu": watch.readings})
         self.fields |= {"counters": counted}
         self.fields["void"] = counters.void_reason(counted) or (watch.void_reason() if watch else "")
-        if self.task.name_kernels and self._is_on_cuda(subject):
-            with self._phase("check_s"):
-                self.fields["kernels"] = proof.cuda_kernels(lambda: once(region))
+        with self._phase("check_s"):
+            return not isinstance(clock, CudaClock) or self._names_kernels(clock, region)
+
+    def _names_kernels(self, clock: CudaClock, region: Region) -> bool:
+        """What a pass launches, by name and, where that is asked, in seconds."""
+        passes = PROFILED_PASSES if self.task.measure_kernels else int(self.task.name_kernels)
+        try:
+            profiles = [clock.profile(region) for _ in range(passes)]
+        except proof.BlindProfilerError:
+            if self.task.measure_kernels:
+                raise
+            return True
+        if not profiles:
+            return True
+        self.fields["kernels"] = profiles[0].kernels
+        if self.task.measure_kernels:
+            self.fields["kernel_time_s"] = statistics.median(each.seconds for each in profiles)
+        if profiles[0].is_empty:
+            del self.fields["samples"]
+            self.end(
+                Outcome.ERROR, "the timed pass launches no kernel and moves no bytes: what was timed is no attention"
+            )
+        return not profiles[0].is_empty
 
     def _only_weigh(self, subject: Subject) -> None:
         """Two calls, which may take minutes each: one to check, which warms up too, and one to weigh."""

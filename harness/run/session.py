@@ -187,6 +187,7 @@ class Session:
             measure_time="time" in protocol.measure,
             measure_memory="memory" in protocol.measure,
             name_kernels=round_ == 0,
+            measure_kernels="kernels" in protocol.measure,
         )
 
     def _estimate(self, cell: Cell) -> float:
