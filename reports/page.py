@@ -16,8 +16,8 @@ from markupsafe import Markup
 from ..harness.environment import machine_name
 from ..harness.records import CeilingsMeasured, Event, Notice, SessionEnded, TruthComputed
 from ..harness.store import Run, StoreError
+from . import clock_check, frame, goals, published, tables
 from . import format as fmt
-from . import frame, goals, published, tables
 from .contract import timed_region
 from .coverage import Coverage
 from .tidy import load
@@ -55,7 +55,7 @@ def _tables(run: Run, cells: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The tables that have rows, by name."""
     every = {
         "winners": tables.winners(cells), "goals": goals.table(run), "published": published.table(run),
-        "results": tables.results(cells),
+        "clock_check": clock_check.table(run), "results": tables.results(cells),
     }  # fmt: skip
     return {name: table for name, table in every.items() if len(table)}
 
@@ -86,6 +86,7 @@ def _content(run: Run, cells: pd.DataFrame, baseline: str | None) -> dict[str, A
         "results": _results(cells),
         "goals": goals.table(run),
         "published": published.table(run),
+        "clock_check": clock_check.table(run),
         "published_source": (info.config.get("published") or {}).get("source", ""),
         "drift": None if drift is None else fmt.share(drift),
         "ceilings": _ceilings(run),

@@ -27,8 +27,8 @@ from attnbench.harness.records import (
 from attnbench.harness.store import Run
 from attnbench.harness.verdicts.estimate import counted, estimate, unranked_because
 from attnbench.impls import AttentionProblem
+from attnbench.reports import clock_check, frame, load, page, tables
 from attnbench.reports import format as fmt
-from attnbench.reports import frame, load, page, tables
 from attnbench.reports.export import export
 
 HOSTILE = "</script><img src=x onerror=alert(1)>$x_1$&|"
@@ -321,3 +321,49 @@ def test_markdown_cannot_be_broken(rich_run: Run) -> None:
 def test_units(shown: str, words: str) -> None:
     """Numbers have three digits that count and the unit that fits."""
     assert shown == words
+
+
+@pytest.mark.parametrize(
+    ("event_s", "kernels_s", "words"),
+    [
+        (1.09e-3, 1e-3, "agree"),
+        (1e-3, 1.09e-3, "agree"),
+        (8e-6, 3e-6, "agree"),  # a few microseconds are what recording two events takes
+        (1.2e-3, 1e-3, "the clock is longer by 200 us: gaps between launches, or work outside kernels"),
+        (12e-6, 4e-6, "the clock is longer by 8.00 us"),
+        (0.5e-3, 1e-3, "the clock is shorter by 500 us: work on another stream, or an error of the clock"),
+    ],
+)
+def test_clock_is_held_against_kernels(event_s: float, kernels_s: float, words: str) -> None:
+    """They agree within a tenth and 5 us; beyond that it is said which is longer, and what that means."""
+    assert clock_check.verdict(event_s, kernels_s).startswith(words)
+
+
+def test_clock_check_is_shown(tmp_path: Path) -> None:
+    """Cells that disagree come first, in the table, on the page and in Markdown; those without a profile are not in it."""
+    good, late, plain = cell("naive"), cell("sdpa"), cell("chunked")
+    hidden = launch(late).samples
+    assert hidden is not None
+    shown = hidden.model_copy(update={"gap_hidden": False})
+    run = make_run(
+        tmp_path,
+        [good, late, plain],
+        [launch(good, kernel_time_s=0.99e-3), launch(late, kernel_time_s=0.2e-3, samples=shown), launch(plain)],
+    )
+    table = clock_check.table(run)
+    assert list(table["cell"]) == [late.name, good.name]
+    assert list(table["clock / kernels"]) == ["5.00 x", "1.01 x"]
+    assert "the clock is longer by 800 us" in table["verdict"][0]
+    assert table["verdict"][0].endswith("the host could not queue the samples ahead of the device")
+    assert clock_check.summary(table) == "The event clock beside a profiler: 1 of 2 cells agree"
+    assert "clock" in parse(run).ids
+    assert "## The event clock beside a profiler" in export(run, "markdown")
+    written = page.write_report([run], tmp_path / "report").parent / run.info.id / "clock_check.md"
+    assert "gaps between launches" in written.read_text()
+
+
+def test_without_profiles_there_is_no_clock_check(rich_run: Run) -> None:
+    """A run that asked for no kernels says nothing of the clock."""
+    assert clock_check.table(rich_run).empty
+    assert "clock" not in parse(rich_run).ids
+    assert "profiler" not in str(export(rich_run, "markdown"))
