@@ -63,13 +63,16 @@ def print_plan(plan: Plan, config: SweepConfig, device: Device) -> None:
 
 def print_results(run: Run) -> None:
     """The winners, the goals where the configuration has some, and how much the control cell drifted."""
-    from ..reports import frame, goals, tables
+    from ..reports import clock_check, frame, goals, tables
 
     cells = frame.cells(run)
     _console().print(tables.winners_table(cells))
     promised = goals.table(run)
     if len(promised):
         _console().print(tables.for_terminal(promised, "Goals"))
+    checked = clock_check.table(run)
+    if len(checked):
+        _console().print(tables.for_terminal(checked, clock_check.summary(checked)))
     drift = frame.control_drift(run)
     if drift is not None:
         print(f"control cell: launches within {drift:.1%} of each other")
