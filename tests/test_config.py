@@ -28,7 +28,7 @@ from attnbench.impls import CAUSAL, FULL, BrokenImplementationError, registry
 
 CONFIGS = Path(str(configs.__file__)).parent
 SHIPPED = (
-    "chunked_vs_sdpa", "ci", "decode", "default", "gqa", "long_context", "papers/rabe_staats_2021",
+    "chunked_vs_sdpa", "ci", "cpu", "decode", "default", "gpu_check", "gqa", "long_context", "papers/rabe_staats_2021",
     "papers/rabe_staats_2021_memory", "quick",
 )  # fmt: skip
 #: The example of the documentation.
@@ -426,8 +426,7 @@ def test_unknown_name() -> None:
     assert not isinstance(caught.value, ConfigFileError)
     assert str(caught.value) == (
         "unknown configuration 'quik'; allowed: the path of a YAML file, or "
-        "chunked_vs_sdpa, ci, decode, default, gqa, long_context, papers/rabe_staats_2021, papers/rabe_staats_2021_memory, "
-        "quick; did you mean 'quick'?"
+        f"{', '.join(SHIPPED)}; did you mean 'quick'?"
     )
 
 
