@@ -104,6 +104,7 @@ TABLE = (
     Asked("sdpa_cudnn", AMPERE, ("head_dim 256: needs at most 128 and a multiple of 8",), problem={"head_dim": 256}),
     Asked("sdpa_cudnn", HOPPER, problem={"head_dim": 256}),
     Asked("sdpa_cudnn", HOPPER, ("head_dim 100: needs at most 256 and a multiple of 8",), problem={"head_dim": 100}),
+    Asked("sdpa_cudnn", BLACKWELL, problem={"head_dim": 256}),
     Asked("sdpa_cudnn", BLACKWELL, ("seq_kv 1: needs at least 2",), problem={"seq_q": 1, "seq_kv": 1}),
     Asked("sdpa_cudnn", CONSUMER_BLACKWELL, ("head_dim 256: needs at most 128",), problem={"head_dim": 256}),
     Asked("sdpa_cudnn", ROCM, ("platform rocm: needs cuda",)),
@@ -250,22 +251,32 @@ def test_flash_attn_2_and_4_are_told_apart(
         assert "is not installed" in get(name).unavailable(HOPPER)[0]
 
 
-@pytest.mark.parametrize("with_mslk", [True, False])
-def test_flash_attn_4_under_its_former_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_mslk: bool) -> None:
-    """`flash-attn-cute` had versions of its own, and xformers as a stub finds its operators in mslk."""
+def test_flash_attn_4_under_its_former_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`flash-attn-cute` is the same package, and had versions of its own."""
     lay(tmp_path, {("flash_attn_cute", "0.1.0"): WHOLE["flash_attn_4", "4.0.0b20"]})
-    lay(tmp_path, {("xformers", "0.0.36"): ("xformers/__init__.py", "xformers/ops/fmha/__init__.py")})
-    (tmp_path / "xformers/ops/fmha/__init__.py").write_text(STUB)
-    if with_mslk:
-        lay(tmp_path, {("mslk", "1.3.0"): ("mslk/__init__.py", "mslk/attention/fmha/__init__.py")})
     monkeypatch.syspath_prepend(tmp_path)
     assert get("flash_attn4").unavailable(HOPPER) == ()
-    reasons = get("xformers").unavailable(HOPPER)
-    assert reasons == (
-        ()
-        if with_mslk
-        else ("xformers 0.0.36 is a stub over the package mslk, which is not installed: pip install mslk",)
-    )
+
+
+@pytest.mark.parametrize(
+    ("contents", "reasons"),
+    [
+        ({}, ("xformers 0.0.36 is a stub over the package mslk, which is not installed: pip install mslk",)),
+        ({("mslk", "1.3.0"): ("mslk/__init__.py", "mslk/attention/fmha/__init__.py")}, ()),
+    ],
+    ids=["without mslk", "with mslk"],
+)
+def test_xformers_as_a_stub(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    contents: dict[tuple[str, str], tuple[str, ...]],
+    reasons: tuple[str, ...],
+) -> None:
+    """Its operators are in mslk, without which it imports in silence and has none: the reason says so, not that kernels lack."""
+    lay(tmp_path, {("xformers", "0.0.36"): ("xformers/__init__.py", "xformers/ops/fmha/__init__.py"), **contents})
+    (tmp_path / "xformers/ops/fmha/__init__.py").write_text(STUB)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert get("xformers").unavailable(HOPPER) == reasons
 
 
 @pytest.mark.parametrize(
