@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from attnbench.harness import listing
 from attnbench.harness.cell import Cell
 from attnbench.harness.records import (
     Accuracy,
@@ -339,8 +340,8 @@ def test_clock_is_held_against_kernels(event_s: float, kernels_s: float, words: 
     assert clock_check.verdict(event_s, kernels_s).startswith(words)
 
 
-def test_clock_check_is_shown(tmp_path: Path) -> None:
-    """Cells that disagree come first, in the table, on the page and in Markdown; those without a profile are not in it."""
+def test_clock_check_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cells that disagree come first, in the terminal, on the page, in Markdown; those without a profile are not in it."""
     good, late, plain = cell("naive"), cell("sdpa"), cell("chunked")
     hidden = launch(late).samples
     assert hidden is not None
@@ -356,6 +357,8 @@ def test_clock_check_is_shown(tmp_path: Path) -> None:
     assert "the clock is longer by 800 us" in table["verdict"][0]
     assert table["verdict"][0].endswith("the host could not queue the samples ahead of the device")
     assert clock_check.summary(table) == "The event clock beside a profiler: 1 of 2 cells agree"
+    listing.print_results(run)
+    assert clock_check.summary(table) in capsys.readouterr().out
     assert "clock" in parse(run).ids
     assert "## The event clock beside a profiler" in export(run, "markdown")
     written = page.write_report([run], tmp_path / "report").parent / run.info.id / "clock_check.md"
