@@ -6,12 +6,13 @@ no default.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ..impls import AttentionProblem
+from ..impls import FULL, AttentionProblem
 
 #: Axis values, small ones first: the ends of each axis make the corners.
 AXES: dict[str, tuple[Any, ...]] = {
@@ -52,6 +53,18 @@ def few_cases(count: int) -> tuple[AttentionProblem, ...]:
         seen |= _facts(best)
         left.remove(best)
     return tuple(chosen)
+
+
+def work(problem: AttentionProblem) -> int:
+    """How large a case is: the multiply-adds of one of its products."""
+    return problem.batch * problem.heads_q * problem.pairs * problem.head_dim
+
+
+def simpler(problem: AttentionProblem, part: str) -> Iterator[AttentionProblem]:
+    """The problem with less of one of `PARTS`, boldest steps first, where that has a meaning."""
+    for values in _LESS[part](problem):
+        with contextlib.suppress(ValueError):  # causal with fewer keys than queries
+            yield AttentionProblem.model_validate(problem.model_dump() | values)
 
 
 def pairs_of(problem: AttentionProblem) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
@@ -120,3 +133,39 @@ def _facts(problem: AttentionProblem) -> set[tuple[str, Any]]:
         ("relation", (problem.seq_q == problem.seq_kv, problem.mask.kind)),
         ("grouping", (problem.group_size > 1, problem.dtype)),
     }
+
+
+def _fewer(value: int) -> list[int]:
+    """One, then ever smaller steps down: by a half, a quarter, and so on, by one."""
+    steps = [value - (value >> shift) for shift in range(1, value.bit_length())]
+    return list(dict.fromkeys([1, *steps])) if value > 1 else []
+
+
+def _fewer_heads(problem: AttentionProblem) -> list[_Values]:
+    group = problem.group_size
+    pairs = dict.fromkeys([(1, 1), (2, 1), (2, 2), (group, 1), (2 * group, 2)])
+    less = [pair for pair in pairs if pair[0] < problem.heads_q and pair[1] <= problem.heads_kv]
+    return [{"heads_q": heads_q, "heads_kv": heads_kv} for heads_q, heads_kv in less]
+
+
+def _fewer_tokens(problem: AttentionProblem) -> list[_Values]:
+    """A square problem that stays one."""
+    if problem.seq_q != problem.seq_kv:
+        return []
+    return [{"seq_q": length, "seq_kv": length} for length in _fewer(problem.seq_q)]
+
+
+#: What each part of a problem may shrink to.
+_LESS: dict[str, Callable[[AttentionProblem], list[_Values]]] = {
+    "batch": lambda problem: [{"batch": batch} for batch in _fewer(problem.batch)],
+    "heads": _fewer_heads,
+    "scale": lambda problem: [{"scale": None}] if problem.scale is not None else [],
+    # One query sees every key either way.
+    "mask": lambda problem: [{"mask": FULL}] if problem.is_causal and problem.seq_q == 1 else [],
+    "head_dim": lambda problem: [{"head_dim": dim} for dim in AXES["head_dim"] if dim < problem.head_dim],
+    "seq_len": _fewer_tokens,
+    "seq_q": lambda problem: [{"seq_q": length} for length in _fewer(problem.seq_q)],
+    "seq_kv": lambda problem: [{"seq_kv": length} for length in _fewer(problem.seq_kv)],
+}
+#: The parts of a problem that can shrink.
+PARTS = tuple(_LESS)
