@@ -27,8 +27,17 @@ def truth_of(problem: AttentionProblem, seed: int = 0) -> Truth:
     return find_truth(problem, inputs, selection, backward=True)
 
 
-def run_case(implementation: Implementation, problem: AttentionProblem, device: Device, truth: Truth) -> CaseResult:
-    """Values and gradients where the implementation has them, values alone where not; or its refusals."""
+def run_case(
+    implementation: Implementation,
+    problem: AttentionProblem,
+    device: Device,
+    truth: Truth | None = None,
+    seed: int = 0,
+) -> CaseResult:
+    """Values and gradients where the implementation has them, values alone where not; or its refusals.
+
+    A truth that is not given is found, where the case is not refused.
+    """
     passes: Pass = "forward_backward"
     support = implementation.supports(problem, passes, device)
     if not support:
@@ -36,8 +45,10 @@ def run_case(implementation: Implementation, problem: AttentionProblem, device: 
         support = implementation.supports(problem, passes, device)
     if not support:
         return CaseResult(passes, refusals=support.reasons)
+    if truth is None:
+        truth = truth_of(problem, seed)
     subject = Subject(implementation, problem, passes, str(device))
-    inputs = draw(problem, problem_seed(problem, 0))
+    inputs = draw(problem, problem_seed(problem, seed))
     subject.place(inputs)
     inputs = inputs._replace(grad_out=truth.selection.restrict_grad_out(inputs.grad_out, problem))
     try:
@@ -46,7 +57,7 @@ def run_case(implementation: Implementation, problem: AttentionProblem, device: 
             first = subject.outputs(inputs.grad_out)
             faults = check(subject, inputs, truth, first).faults
             if not faults:
-                faults = check_follows(subject, draw(problem, problem_seed(problem, 0) + 1), seed=0)
+                faults = check_follows(subject, draw(problem, problem_seed(problem, seed) + 1), seed=seed)
     except RefusedError as error:
         return CaseResult(passes, refusals=(str(error),))
     return CaseResult(passes, faults=tuple(faults))

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...impls import AttentionProblem, Pass
+from ...impls import AttentionProblem, OptionValue, Pass
 from ..cell import Cell, Conditions, Float32
-from ..records import Ceilings, CompositeLimit
+from ..records import Ceilings, CompositeLimit, Outcome
 
 #: The first line of a server: torch is imported, requests may come.
 READY = '{"ready":true}'
@@ -38,6 +38,16 @@ class CellTask(_Task):
     measure_kernels: bool = False
 
 
+class CaseTask(_Task):
+    """Check one case of the contract suite."""
+
+    task: Literal["case"] = "case"
+    implementation: str
+    options: dict[str, OptionValue] = {}
+    plugins: tuple[str, ...] = ()
+    problem: AttentionProblem
+
+
 class TruthTask(_Task):
     """Compute a problem's truth and store it."""
 
@@ -65,7 +75,15 @@ class LimitsTask(_Task):
     works: tuple[tuple[AttentionProblem, Pass], ...]
 
 
-Task = Annotated[CellTask | TruthTask | CeilingsTask | LimitsTask, Field(discriminator="task")]
+Task = Annotated[CellTask | CaseTask | TruthTask | CeilingsTask | LimitsTask, Field(discriminator="task")]
+
+
+class CaseDone(BaseModel):
+    """How a case ended: the pass that was tried, and every reason or fault where it was not right."""
+
+    passes: Pass = "forward_backward"
+    outcome: Outcome
+    details: tuple[str, ...] = ()
 
 
 class TruthDone(BaseModel):
@@ -90,7 +108,7 @@ class Probe(BaseModel):
 class Reply(BaseModel):
     """How a worker ended: what it reported, or why it could not. `output_tail` is the last it printed."""
 
-    result: str | None = None  # JSON of Measurement, TruthDone, LimitsDone or Probe
+    result: str | None = None  # JSON of Measurement, CaseDone, TruthDone, LimitsDone or Probe
     signal: int | None = None
     exit_code: int | None = None
     timed_out: bool = False

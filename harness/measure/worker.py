@@ -6,24 +6,27 @@ import statistics
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from ...impls import RefusedError, UnknownImplementationError, get, load_plugin, names
+from ...impls import Implementation, OptionValue, RefusedError, UnknownImplementationError, get, load_plugin, names
+from ..cell import Conditions
+from ..environment import find_device
 from ..records import Measurement, Outcome, Phases, Samples
 from . import ceilings, composite, counters, memory, process, proof
 from .check import check, check_follows
+from .conformance import run_case
 from .cuda import CudaClock, GraphReplay, NvmlWatch
 from .inputs import Inputs, draw, problem_seed
 from .oracle import Selection, Truth, find_truth
 from .regions import Region, region_of
 from .reuse import reuses_answers
 from .subject import Subject
-from .tasks import CeilingsTask, CellTask, LimitsDone, LimitsTask, Probe, Task, TruthDone, TruthTask
+from .tasks import CaseDone, CaseTask, CeilingsTask, CellTask, LimitsDone, LimitsTask, Probe, Task, TruthDone, TruthTask
 from .timing import Budget, Clock, CpuClock, sample
 
 _MEMORY_WORDS = ("can't allocate memory", "out of memory", "not enough memory", "bad_alloc", "cannot allocate memory")
@@ -37,6 +40,8 @@ def perform(task: Task) -> str:
     """Do a task; the result as JSON."""
     if isinstance(task, CellTask):
         return measure_cell(task).model_dump_json()
+    if isinstance(task, CaseTask):
+        return _check_case(task).model_dump_json()
     process.fix_threads(task.threads)
     if isinstance(task, TruthTask):
         process.protect_host(limit_memory=True)
@@ -50,23 +55,57 @@ def perform(task: Task) -> str:
 
 def measure_cell(task: CellTask) -> Measurement:
     """Supports, inputs, prepare, check, time, memory. Whatever is raised becomes an outcome with its reason."""
-    conditions = task.cell.conditions
-    process.fix_allocator(conditions.allocator)
-    process.protect_host(limit_memory=conditions.device == "cpu")
-    process.fix_threads(task.threads)
-    process.fix_precision(conditions)
-    process.quiet_compilers()
+    _fix_process(task.cell.conditions, task.threads)
     draft = _Draft(task)
     try:
         draft.measure()
-    except RefusedError as error:
-        draft.end(Outcome.UNSUPPORTED, str(error))
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        draft.end(Outcome.OUT_OF_MEMORY, _first_line(error))
     except Exception as error:  # noqa: BLE001 - the worker's edge: whatever an implementation raises is its outcome
-        exhausted = any(words in str(error).lower() for words in _MEMORY_WORDS)
-        draft.end(Outcome.OUT_OF_MEMORY if exhausted else Outcome.ERROR, _described(error))
+        draft.end(*_outcome_of(error))
     return draft.measurement()
+
+
+def _check_case(task: CaseTask) -> CaseDone:
+    """Supports, inputs, prepare, check. Whatever is raised becomes an outcome with its reason."""
+    _fix_process(Conditions(device="cuda" if task.device.startswith("cuda") else "cpu"), task.threads)
+    try:
+        implementation = _implementation(task.implementation, task.options, task.plugins)
+        if task.device.startswith("cuda"):
+            torch.cuda.set_device(task.device)
+        result = run_case(implementation, task.problem, find_device(task.device), seed=task.seed)
+    except Exception as error:  # noqa: BLE001 - the worker's edge, as for cells
+        outcome, detail = _outcome_of(error)
+        return CaseDone(outcome=outcome, details=(detail,))
+    if result.refusals:
+        return CaseDone(passes=result.passes, outcome=Outcome.UNSUPPORTED, details=result.refusals)
+    outcome = Outcome.INCORRECT if result.faults else Outcome.OK
+    return CaseDone(passes=result.passes, outcome=outcome, details=result.faults)
+
+
+def _fix_process(conditions: Conditions, threads: int) -> None:
+    process.fix_allocator(conditions.allocator)
+    process.protect_host(limit_memory=conditions.device == "cpu")
+    process.fix_threads(threads)
+    process.fix_precision(conditions)
+    process.quiet_compilers()
+
+
+def _implementation(name: str, options: Mapping[str, OptionValue], plugins: Sequence[str]) -> Implementation:
+    """Plugins are loaded only until one of them brings the implementation: a plugin touches no other cell."""
+    for plugin in plugins:
+        if name in names():
+            break
+        load_plugin(plugin)
+    return get(name, options)
+
+
+def _outcome_of(error: Exception) -> tuple[Outcome, str]:
+    """What an implementation raised, as an outcome with its reason."""
+    if isinstance(error, RefusedError):
+        return Outcome.UNSUPPORTED, str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return Outcome.OUT_OF_MEMORY, _first_line(error)
+    exhausted = any(words in str(error).lower() for words in _MEMORY_WORDS)
+    return (Outcome.OUT_OF_MEMORY if exhausted else Outcome.ERROR), _described(error)
 
 
 @dataclass
@@ -107,21 +146,13 @@ class _Draft:
     def _subject(self) -> Subject:
         cell = self.task.cell
         with self._phase("prepare_s"):
-            self._load_plugins()
-            implementation = get(cell.implementation, cell.options)
+            implementation = _implementation(cell.implementation, cell.options, self.task.plugins)
         with self._phase("inputs_s"):
             if self.task.device.startswith("cuda"):
                 torch.cuda.set_device(self.task.device)
             subject = Subject(implementation, cell.problem, cell.passes, self.task.device)
             subject.place(draw(cell.problem, problem_seed(cell.problem, self.task.seed)))
         return subject
-
-    def _load_plugins(self) -> None:
-        """Only until one of them brings the implementation: a plugin touches no other cell."""
-        for plugin in self.task.plugins:
-            if self.task.cell.implementation in names():
-                return
-            load_plugin(plugin)
 
     def _check(self, subject: Subject) -> bool:
         problem, seed = self.task.cell.problem, self.task.seed
