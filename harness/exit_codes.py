@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from .records import FAILURES, Outcome
 from .store import Run
+
+if TYPE_CHECKING:
+    from .conformance import Conformance
 
 
 class Exit(IntEnum):
@@ -33,3 +37,10 @@ def of_sweep(run: Run) -> Exit:
     if outcomes & FAILURES:
         return Exit.CELLS_FAILED
     return Exit.PASS if Outcome.OK in outcomes else Exit.NOTHING_MEASURED
+
+
+def of_suite(found: Conformance) -> Exit:
+    """13 where a case failed, 14 where all were refused."""
+    if found.failed:
+        return Exit.CELLS_FAILED
+    return Exit.PASS if found.right or found.right_values else Exit.NOTHING_MEASURED
