@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ..impls import choices
+from ..impls import BrokenImplementationError, OptionError, UnknownImplementationError, choices
 from . import environment
 from .config import ConfigError, ConfigFileError, config_schema, load_config
-from .exit_codes import Exit, of_sweep
+from .exit_codes import Exit, of_suite, of_sweep
+from .plugin_template import PluginNameError, write_plugin
 from .plugins import load_plugins
 from .store import Run, StoreError
 
@@ -89,14 +90,81 @@ def plan(config: ConfigArgument, plugin: PluginOption = None, set_: SetOption = 
 
 
 @app.command("list")
-def list_(plugin: PluginOption = None) -> None:
+def list_(
+    plugin: PluginOption = None,
+    names: Annotated[bool, typer.Option("--names", help="Only the names of those that can run, one a line.")] = False,
+) -> None:
     """List the implementations, and whether each can run on this machine or every reason why not."""
     with _stated_errors():
         from . import listing
 
         failed = load_plugins(plugin or [])
-        listing.print_implementations(environment.find_device("auto"))
+        device = environment.find_device("auto")
+        if names:
+            print(*listing.available_names(device), sep="\n")
+        else:
+            listing.print_implementations(device)
         raise typer.Exit(Exit.CELLS_FAILED if failed else Exit.PASS)
+
+
+@app.command()
+def conformance(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An implementation; `attnbench list` shows them.")],
+    plugin: PluginOption = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the implementation.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="What one case may take.")] = 120,
+    all_: Annotated[bool, typer.Option("--all", help="Every case, even if each is compiled.")] = False,
+    record: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep what was shown, for `verified`.")] = None,
+) -> None:
+    """Check one implementation against the contract suite: what is right, refused or failed, and the smallest that fails."""
+    with _stated_errors():
+        from . import listing, verification
+        from .conformance import ask, run_suite
+        from .run.executor import NoServerError
+        from .suite_progress import SuiteProgress
+
+        load_plugins(plugin or [])
+        asked = ask(name, set_ or [], plugin or [], device, timeout)
+        try:
+            with SuiteProgress() as progress:
+                found = run_suite(asked, progress, whole=all_)
+        except NoServerError as error:
+            _fail(error, Exit.NO_SERVER)
+        listing.print_conformance(found)
+        ending = of_suite(found)
+        if record is not None and ending is Exit.NOTHING_MEASURED:
+            print("nothing is recorded: every case was refused", file=sys.stderr)
+        elif record is not None:
+            print(verification.write(verification.record_of(found), record))
+        raise typer.Exit(ending)
+
+
+@app.command()
+def verified(
+    records: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where `conformance --record` wrote.")] = Path(
+        "results/verification"
+    ),
+) -> None:
+    """Print where each implementation has been verified, as a Markdown table."""
+    with _stated_errors():
+        from . import verification
+
+        print(verification.matrix(verification.read(records), verification.own_names()))
+
+
+@app.command("new-plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The implementation's name, such as my_kernel.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the distribution's folder is made.")] = Path(),
+) -> None:
+    """Write a distribution with one implementation that passes `conformance`, for your kernel to be put in."""
+    with _stated_errors():
+        folder = write_plugin(name, out)
+        print(f"pip install -e '{folder}' && attnbench conformance {name}")
+        print(folder)
 
 
 @app.command()
@@ -187,8 +255,10 @@ def _stated_errors() -> Iterator[None]:
         yield
     except (ConfigFileError, StoreError) as error:
         _fail(error, Exit.FILES)
-    except (ConfigError, environment.DeviceError) as error:
+    except (ConfigError, environment.DeviceError, UnknownImplementationError, OptionError, PluginNameError) as error:
         _fail(error, Exit.USAGE)
+    except BrokenImplementationError as error:
+        _fail(error, Exit.CELLS_FAILED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED) from None
@@ -217,3 +287,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def _interrupt(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

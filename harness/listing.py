@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +15,9 @@ from .config import SweepConfig
 from .plan import Plan
 from .records import SessionEnded
 from .store import Run
+
+if TYPE_CHECKING:
+    from .conformance import Conformance
 
 #: Cells that a plan names one by one; of more it gives the counts.
 MOST_NAMED = 20
@@ -35,6 +40,37 @@ def print_implementations(device: Device) -> None:
         options = "".join(f"\n  option {key}: {option.words}" for key, option in implementation.options.items())
         table.add_row(escape(name), escape(implementation.summary + options), escape(said))
     _console().print(table)
+
+
+def available_names(device: Device) -> list[str]:
+    """The implementations that can run on this machine; one that fails to say cannot."""
+    available = []
+    for name in names():
+        with contextlib.suppress(Exception):
+            if not get(name).unavailable(device):
+                available.append(name)
+    return available
+
+
+def print_conformance(found: Conformance) -> None:
+    """How many cases were right, refused and failed, each with its reasons; then the smallest that fails."""
+    console, device = _console(), found.asked.device
+    total = len(found.cases) + found.not_run
+    title = f"{found.asked.arm} on {device} ({device.name}): {total} cases"
+    table = Table("cases", "", "why", title=escape(title), title_justify="left")
+    table.add_row(str(len(found.right)), "right, values and gradients", "")
+    if found.right_values:
+        table.add_row(str(len(found.right_values)), "right, values alone", "a pass with gradients is refused")
+    reasons = [f"{count}: {reason}" for reason, count in found.reasons.items()]
+    table.add_row(str(len(found.refused)), "refused", escape("\n".join(reasons)))
+    outcomes = Counter(case.done.outcome for case in found.failed)
+    table.add_row(str(len(found.failed)), "failed", "\n".join(f"{count}: {each}" for each, count in outcomes.items()))
+    if found.not_run:
+        table.add_row(str(found.not_run), "not run", "the suite stops where cases hang")
+    console.print(table)
+    _print_some(console, "failed", [str(case) for case in found.failed])
+    if found.smallest is not None:
+        console.print(f"smallest failing case: {found.smallest}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_plan(plan: Plan, config: SweepConfig, device: Device) -> None:
