@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench bench-chunked bench-papers test lint clean test-cuda
+.PHONY: bench bench-chunked bench-papers test lint clean test-cuda verify
 
 bench: .venv/installed
 	$(BIN)/attnbench run quick
@@ -18,6 +18,11 @@ test: .venv/installed-test
 
 test-cuda: .venv/installed-test
 	$(BIN)/python -m pytest -q -m cuda
+
+verify: .venv/installed
+	for name in $$($(BIN)/attnbench list --names); do \
+	  $(BIN)/attnbench conformance $$name --record results/verification || failed=$$?; \
+	done; exit $${failed:-0}
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
