@@ -81,6 +81,7 @@ def row(cell: Cell, launch: Launch) -> dict[str, Any]:
             "checked_share": launch.checked_share,
             "backend": launch.backend,
             "kernels": "; ".join(launch.kernels),
+            "emulated": launch.emulated,
             "started_at": launch.started_at,
         }
         | errors
