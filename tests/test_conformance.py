@@ -207,5 +207,10 @@ def test_damaged_record_is_named(attnbench: Command, tmp_path: Path) -> None:
 def test_readme_shows_the_matrix(attnbench_in: Callable[[Path], Command]) -> None:
     """The README's table is what `attnbench verified` prints of the records in the repository."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.partition("<!-- verified: begin -->")[2].partition("<!-- verified: end -->")[0]
-    assert shown.strip() == attnbench_in(ROOT)("verified").stdout.strip()
+    _, begin, rest = readme.partition("<!-- verified: begin -->")
+    shown, end, _ = rest.partition("<!-- verified: end -->")
+    assert begin
+    assert end
+    printed = attnbench_in(ROOT)("verified")
+    assert printed.returncode == 0, printed.stderr
+    assert shown.strip() == printed.stdout.strip()
