@@ -25,6 +25,7 @@ class JaxAttention(Implementation):
     package = "jax"
     layout = "BSHD"
     traced = False
+    compiled = True
     copies_inputs = True
     limits = Limits(
         devices=one_of("cpu", source="this wrapper compiles for XLA's CPU client"),
@@ -44,9 +45,9 @@ class JaxAttention(Implementation):
 
     def as_torch(self, output: Any) -> Any:
         """The output's memory as a torch tensor."""
-        import torch
+        from torch.utils.dlpack import from_dlpack
 
-        return torch.from_dlpack(output)
+        return from_dlpack(output)
 
     def prepare(self, problem: AttentionProblem, tensors: Tensors) -> Callable[[], Any]:
         """Compile for these shapes; a call ends when its result is there."""

@@ -97,7 +97,7 @@ def _shared(tensor: Any, problem: AttentionProblem) -> Any:
 
 def _model(problem: AttentionProblem) -> Any:
     """Query `[B, H, Sq, D]`, key and value `[B, H, Skv, D]`, out `[B, H, Sq, D]`; a mask of 0 is none."""
-    import numpy
+    import numpy as np
     import openvino
     from openvino import opset13
 
@@ -107,7 +107,7 @@ def _model(problem: AttentionProblem) -> Any:
     square = problem.is_causal and problem.causal_offset == 0 and problem.seq_q > 1
     mask = opset13.constant(0.0, element)
     if problem.is_causal and not square and problem.seq_q > 1:
-        seen = numpy.tri(problem.seq_q, problem.seq_kv, problem.causal_offset, dtype=bool)
+        seen = np.tri(problem.seq_q, problem.seq_kv, problem.causal_offset, dtype=bool)
         mask = opset13.constant(seen)
     scale = opset13.constant(problem.softmax_scale, element)
     attention = opset13.scaled_dot_product_attention(*inputs, mask, scale, causal=square)

@@ -23,7 +23,11 @@ Function = Callable[..., Any]
 
 def without_scale(function: Function) -> Function:
     """The scale is not handed on."""
-    return lambda *tensors, softmax_scale, **rest: function(*tensors, **rest)
+
+    def call(*tensors: Any, softmax_scale: float, **rest: Any) -> Any:
+        return function(*tensors, **rest)
+
+    return call
 
 
 def top_left(function: Function) -> Function:
