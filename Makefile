@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench bench-chunked bench-cpu bench-papers test lint clean test-cuda test-emulated test-packages verify
+.PHONY: bench bench-chunked bench-cpu bench-papers test lint clean test-cuda test-emulated test-packages verify verify-emulated
 
 bench: .venv/installed
 	$(BIN)/attnbench run quick
@@ -28,9 +28,15 @@ test-packages: .venv/installed-cpu .venv/installed-test
 test-emulated: .venv-emulated/installed
 	.venv-emulated/bin/python -m pytest -q tests/emulated
 
-verify: .venv/installed
+verify: .venv/installed-cpu
 	for name in $$($(BIN)/attnbench list --names); do \
 	  $(BIN)/attnbench conformance $$name --record results/verification || failed=$$?; \
+	done; exit $${failed:-0}
+
+verify-emulated: .venv-emulated/installed
+	for name in flash_attn2_emulated xformers_emulated; do \
+	  .venv-emulated/bin/attnbench conformance $$name --plugin tests/emulated/adapters.py --record results/verification \
+	    || failed=$$?; \
 	done; exit $${failed:-0}
 
 lint: .venv/installed-dev

@@ -17,7 +17,10 @@ from ..impls import Device
 from . import control_groups, gpus
 
 #: Distributions whose versions belong to a run.
-DISTRIBUTIONS = ("attnbench", "torch", "numpy", "xformers", "flash-attn", "triton", "nvidia-ml-py")
+DISTRIBUTIONS = (
+    "attnbench", "torch", "numpy", "triton", "nvidia-ml-py", "xformers", "mslk",
+    "flash-attn", "flash-attn-3", "flash-attn-4", "flash-attn-cute", "onnx", "onnxruntime", "openvino", "jax", "jaxlib",
+)  # fmt: skip
 
 
 class DeviceError(ValueError):
