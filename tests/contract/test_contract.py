@@ -12,7 +12,10 @@ from attnbench.harness.measure.oracle import Truth
 from attnbench.impls import AttentionProblem, get, names
 
 DEVICE = environment.find_device("cpu")
-HERE = [name for name in names() if not name.startswith("fake_") and not get(name).unavailable(DEVICE)]
+KNOWN = [name for name in names() if not name.startswith("fake_")]
+AVAILABLE = [name for name in KNOWN if not get(name).unavailable(DEVICE)]
+#: Packages with thread pools of their own are tried in processes of their own: tests/packages.
+HERE = [name for name in AVAILABLE if get(name).package in {"torch", "attnbench"}]
 COMPILED = [name for name in HERE if get(name).compiled]
 
 
@@ -55,7 +58,7 @@ def test_compiled_is_right(name: str, problem: AttentionProblem) -> None:
     assert not result.refusals
 
 
-@pytest.mark.parametrize("name", [name for name in names() if name not in HERE and not name.startswith("fake_")])
+@pytest.mark.parametrize("name", [name for name in KNOWN if name not in AVAILABLE])
 def test_refuses_with_reasons(name: str) -> None:
     """What cannot run here says why, in a sentence that names what is needed."""
     reasons = get(name).supports(cases()[0], "forward", DEVICE).reasons
