@@ -71,7 +71,7 @@ def faults_of(fault: str, problem: AttentionProblem) -> tuple[str, ...]:
     ("fault", "case"),
     [
         ("mask off by one", "b3-h1-s257-d8-float32-causal"),
-        ("mask off by one", "b1-h8/2-s64/257-d16-bfloat16-causal"),
+        ("mask off by one", "b2-h6/3-s129/257-d16-bfloat16-causal"),
         ("missing scale", "b3-h8/2-s1/257-d8-float32-full"),
         ("missing scale", "b3-h1-s257-d8-bfloat16-causal"),
         ("scale wrong by 1 %", "b3-h8/2-s1/257-d8-float32-full"),
