@@ -25,7 +25,6 @@ class JaxAttention(Implementation):
     package = "jax"
     layout = "BSHD"
     traced = False
-    compiled = True
     copies_inputs = True
     limits = Limits(
         devices=one_of("cpu", source="this wrapper compiles for XLA's CPU client"),
