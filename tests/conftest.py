@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+# A shell that runs the tests in the background has its children ignore Ctrl-C, which some tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 FAKES = Path(__file__).parent / "plugins" / "fakes.py"
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
