@@ -51,15 +51,15 @@ class JaxAttention(Implementation):
     def prepare(self, problem: AttentionProblem, tensors: Tensors) -> Callable[[], Any]:
         """Compile for these shapes; a call ends when its result is there."""
         jax = _jax()
-        square = problem.is_causal and problem.causal_offset == 0 and problem.seq_q > 1
         mask = None
-        if problem.is_causal and not square and problem.seq_q > 1:
+        if problem.is_rectangular_causal:
             mask = jax.numpy.tri(problem.seq_q, problem.seq_kv, problem.causal_offset, dtype=bool)[None, None]
 
         def attention(query: Any, key: Any, value: Any) -> Any:
             return jax.nn.dot_product_attention(
-                query, key, value, mask=mask, scale=problem.softmax_scale, is_causal=square, implementation="xla"
-            )
+                query, key, value, mask=mask, scale=problem.softmax_scale, is_causal=problem.is_square_causal,
+                implementation="xla",
+            )  # fmt: skip
 
         try:
             compiled = jax.jit(attention).lower(*tensors).compile()
@@ -84,8 +84,8 @@ def _jax() -> Any:
     """JAX with as many threads as torch; XLA reads that once, when its CPU client starts."""
     import torch
 
-    os.environ.setdefault("NPROC", str(torch.get_num_threads()))
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["NPROC"] = str(torch.get_num_threads())
+    os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 
     return jax

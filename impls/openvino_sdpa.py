@@ -107,13 +107,12 @@ def _model(problem: AttentionProblem) -> Any:
     element = getattr(openvino.Type, _TYPES[problem.dtype])
     shapes = {"query": problem.query_shape, "key": problem.key_shape, "value": problem.key_shape}
     inputs = [opset13.parameter(list(shape), element, name=name) for name, shape in shapes.items()]
-    square = problem.is_causal and problem.causal_offset == 0 and problem.seq_q > 1
     mask = opset13.constant(0.0, element)
-    if problem.is_causal and not square and problem.seq_q > 1:
+    if problem.is_rectangular_causal:
         seen = np.tri(problem.seq_q, problem.seq_kv, problem.causal_offset, dtype=bool)
         mask = opset13.constant(seen)
     scale = opset13.constant(problem.softmax_scale, element)
-    attention = opset13.scaled_dot_product_attention(*inputs, mask, scale, causal=square)
+    attention = opset13.scaled_dot_product_attention(*inputs, mask, scale, causal=problem.is_square_causal)
     attention.set_friendly_name(_NODE)
     return openvino.Model([opset13.result(attention)], inputs, "attention")
 

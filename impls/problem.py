@@ -123,6 +123,16 @@ class AttentionProblem(_Frozen):
         return self.mask.kind == "causal"
 
     @property
+    def is_square_causal(self) -> bool:
+        """Causal where top-left and bottom-right are one alignment; a single query sees every key and is none."""
+        return self.is_causal and 1 < self.seq_q == self.seq_kv
+
+    @property
+    def is_rectangular_causal(self) -> bool:
+        """Causal where a mask that is aligned top-left would be another; a single query is none."""
+        return self.is_causal and 1 < self.seq_q < self.seq_kv
+
+    @property
     def causal_offset(self) -> int:
         """Skv - Sq: how many keys the first query of a causal problem sees beyond its own."""
         return self.seq_kv - self.seq_q

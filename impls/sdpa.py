@@ -73,8 +73,8 @@ class _Sdpa(Implementation):
         """Build the mask; one call under the pin shows whether torch accepts it."""
         from torch.nn.functional import scaled_dot_product_attention
 
-        square = problem.is_causal and problem.causal_offset == 0 and problem.seq_q > 1
-        mask = None if square else self._mask(problem, tensors)
+        square = problem.is_square_causal
+        mask = self._mask(problem, tensors)
         scale, grouped = problem.softmax_scale, problem.group_size > 1
 
         def call() -> Any:
@@ -87,7 +87,7 @@ class _Sdpa(Implementation):
         return call
 
     def _mask(self, problem: AttentionProblem, tensors: Tensors) -> Any:
-        if not problem.is_causal or problem.seq_q == 1:
+        if not problem.is_rectangular_causal:
             return None
         import torch
 

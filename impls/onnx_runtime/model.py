@@ -53,7 +53,7 @@ def model(operator: str, problem: AttentionProblem) -> Any:
 
 def _signature(operator: str, problem: AttentionProblem) -> tuple[tuple[str, ...], dict[str, int]]:
     """The names of an operator's inputs after query, key and value, as far as we give any, and its attributes."""
-    square = int(problem.is_causal and problem.causal_offset == 0 and problem.seq_q > 1)
+    square = int(problem.is_square_causal)
     if operator == "MultiHeadAttention":
         return ("bias", "key_padding_mask", "mask"), {"num_heads": problem.heads_q, "unidirectional": square}
     if operator == "GroupQueryAttention":
@@ -69,7 +69,7 @@ def _constants(operator: str, problem: AttentionProblem) -> list[Any]:
         lengths = np.full(problem.batch, problem.seq_kv - 1, np.int32)  # the operator wants one less
         total = np.array(problem.seq_kv, np.int32)
         return [numpy_helper.from_array(lengths, "seqlens_k"), numpy_helper.from_array(total, "total_sequence_length")]
-    if not problem.is_causal or problem.seq_q == 1 or problem.causal_offset == 0:
+    if not problem.is_rectangular_causal:
         return []
     seen = np.tri(problem.seq_q, problem.seq_kv, problem.causal_offset, dtype=bool)
     if operator == "MultiHeadAttention":
