@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from .records import FAILURES, Outcome
 from .store import Run
+from .verdicts.judgement import Judgement, Verdict
 
 if TYPE_CHECKING:
     from .conformance import Conformance
@@ -44,3 +46,21 @@ def of_suite(found: Conformance) -> Exit:
     if found.failed:
         return Exit.CELLS_FAILED
     return Exit.PASS if found.right or found.right_values else Exit.NOTHING_MEASURED
+
+
+def of_judgements(
+    judgements: Iterable[Judgement], *, is_contaminated: bool = False, require_conclusive: bool = False
+) -> Exit:
+    """The code of a comparison. Where several hold: slower, failed, not comparable, nothing, inconclusive."""
+    verdicts = {each.verdict for each in judgements}
+    if Verdict.REGRESSED in verdicts:
+        return Exit.REGRESSION
+    if verdicts & {Verdict.FAILED, Verdict.MISSING}:
+        return Exit.CELLS_FAILED
+    if Verdict.NOT_COMPARABLE in verdicts:
+        return Exit.NOT_COMPARABLE
+    if not verdicts & {Verdict.IMPROVED, Verdict.EQUIVALENT, Verdict.INCONCLUSIVE}:
+        return Exit.NOTHING_MEASURED
+    if require_conclusive and (is_contaminated or Verdict.INCONCLUSIVE in verdicts):
+        return Exit.INCONCLUSIVE
+    return Exit.PASS

@@ -1,0 +1,5 @@
+"""`python -m attnbench.harness.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,60 @@
+"""What is said of a comparison: a verdict with its reason in a sentence, and the effect that it rests on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """How a candidate stands to its base. Only REGRESSED means slower."""
+
+    REGRESSED = "REGRESSED"
+    IMPROVED = "IMPROVED"
+    EQUIVALENT = "EQUIVALENT"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    NOT_COMPARABLE = "NOT_COMPARABLE"
+    FAILED = "FAILED"
+    MISSING = "MISSING"
+    NEW = "NEW"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """log(candidate's time / base's time) with an interval; positive is slower."""
+
+    shift: float
+    low: float
+    high: float
+
+    def mirrored(self) -> Effect:
+        """The same effect with the arms swapped."""
+        return Effect(-self.shift, -self.high, -self.low)
+
+    def __str__(self) -> str:
+        """`slower by 4.9 % [4.1, 5.6]`; the interval may cross zero, and is then read as percent slower."""
+        if self.shift >= 0:
+            return f"slower by {_percent(self.shift)} % [{_percent(self.low)}, {_percent(self.high)}]"
+        faster = self.mirrored()
+        return f"faster by {_percent(faster.shift)} % [{_percent(faster.low)}, {_percent(faster.high)}]"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One comparison's verdict. `cell` is the candidate's cell id, or the base's where there is no candidate."""
+
+    cell: str
+    name: str
+    verdict: Verdict
+    reason: str
+    effect: Effect | None = None
+
+    def demoted(self, verdict: Verdict, reason: str) -> Judgement:
+        """The same comparison under a verdict that says less."""
+        return replace(self, verdict=verdict, reason=f"{reason}; {self.reason}" if self.reason else reason)
+
+
+def _percent(log_ratio: float) -> str:
+    """A ratio of times as percent, with enough digits to tell 1 from 1.04."""
+    return f"{100 * math.expm1(log_ratio):.1f}"
