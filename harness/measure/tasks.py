@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...impls import AttentionProblem, OptionValue, Pass
 from ..cell import Cell, Conditions, Float32
-from ..records import Ceilings, CompositeLimit, Outcome
+from ..records import Ceilings, CompositeLimit, Counters, Outcome
 
 #: The first line of a server: torch is imported, requests may come.
 READY = '{"ready":true}'
@@ -75,7 +75,18 @@ class LimitsTask(_Task):
     works: tuple[tuple[AttentionProblem, Pass], ...]
 
 
-Task = Annotated[CellTask | CaseTask | TruthTask | CeilingsTask | LimitsTask, Field(discriminator="task")]
+class NoiseTask(_Task):
+    """Measure what makes times differ: read the clock, trace one product, or launch a product or attention, for `seconds`."""
+
+    task: Literal["noise"] = "noise"
+    work: Literal["clock", "trace", "product", "attention"]
+    seconds: float
+    conditions: Conditions
+    problem: AttentionProblem | None = None  # of attention
+    processors: tuple[int, ...] = ()  # that the worker keeps to; empty for all that it may use
+
+
+Task = Annotated[CellTask | CaseTask | TruthTask | CeilingsTask | LimitsTask | NoiseTask, Field(discriminator="task")]
 
 
 class CaseDone(BaseModel):
@@ -98,6 +109,27 @@ class LimitsDone(BaseModel):
     limits: tuple[CompositeLimit, ...]
 
 
+class ClockReading(BaseModel):
+    """A clock that was read without a pause for `span_s`: a gap is a step of more than 10 us, `lost_s` all gaps together."""
+
+    resolution_s: float
+    call_s: float
+    span_s: float
+    gaps: int
+    lost_s: float
+    longest_gap_s: float
+
+
+class NoiseDone(BaseModel):
+    """Seconds of one call in each sample, in order, and what the operating system did to all `calls` and their warm-up."""
+
+    times_s: tuple[float, ...] = ()
+    sample_s: float = 0.0
+    calls: int = 0
+    counters: Counters | None = None
+    clock: ClockReading | None = None
+
+
 class Probe(BaseModel):
     """The machine as torch sees it: ceilings, and the libraries that torch was built with."""
 
@@ -108,7 +140,7 @@ class Probe(BaseModel):
 class Reply(BaseModel):
     """How a worker ended: what it reported, or why it could not. `output_tail` is the last it printed."""
 
-    result: str | None = None  # JSON of Measurement, CaseDone, TruthDone, LimitsDone or Probe
+    result: str | None = None  # JSON of Measurement, CaseDone, TruthDone, LimitsDone, NoiseDone or Probe
     signal: int | None = None
     exit_code: int | None = None
     timed_out: bool = False

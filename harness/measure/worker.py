@@ -17,7 +17,7 @@ from ...impls import Implementation, OptionValue, RefusedError, UnknownImplement
 from ..cell import Conditions
 from ..environment import find_device
 from ..records import Measurement, Outcome, Phases, Samples
-from . import ceilings, composite, counters, memory, process, proof
+from . import ceilings, composite, counters, memory, noise, process, proof
 from .check import check, check_follows
 from .conformance import run_case
 from .cuda import CudaClock, GraphReplay, NvmlWatch
@@ -26,7 +26,19 @@ from .oracle import Selection, Truth, find_truth
 from .regions import Region, region_of
 from .reuse import reuses_answers
 from .subject import Subject
-from .tasks import CaseDone, CaseTask, CeilingsTask, CellTask, LimitsDone, LimitsTask, Probe, Task, TruthDone, TruthTask
+from .tasks import (
+    CaseDone,
+    CaseTask,
+    CeilingsTask,
+    CellTask,
+    LimitsDone,
+    LimitsTask,
+    NoiseTask,
+    Probe,
+    Task,
+    TruthDone,
+    TruthTask,
+)
 from .timing import Budget, Clock, CpuClock, sample
 
 _MEMORY_WORDS = ("can't allocate memory", "out of memory", "not enough memory", "bad_alloc", "cannot allocate memory")
@@ -42,6 +54,9 @@ def perform(task: Task) -> str:
         return measure_cell(task).model_dump_json()
     if isinstance(task, CaseTask):
         return _check_case(task).model_dump_json()
+    if isinstance(task, NoiseTask):
+        _fix_process(task.conditions, task.threads)
+        return noise.measure(task).model_dump_json()
     process.fix_threads(task.threads)
     if isinstance(task, TruthTask):
         process.protect_host(limit_memory=True)
