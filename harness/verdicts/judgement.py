@@ -32,12 +32,15 @@ class Effect:
         """The same effect with the arms swapped."""
         return Effect(-self.shift, -self.high, -self.low)
 
+    @property
+    def words(self) -> str:
+        """`slower by 4.9 %`, or `faster by 3.0 %`: how much more time the slower one takes."""
+        return f"{'slower' if self.shift >= 0 else 'faster'} by {_percent(abs(self.shift))} %"
+
     def __str__(self) -> str:
-        """`slower by 4.9 % [4.1, 5.6]`; the interval may cross zero, and is then read as percent slower."""
-        if self.shift >= 0:
-            return f"slower by {_percent(self.shift)} % [{_percent(self.low)}, {_percent(self.high)}]"
-        faster = self.mirrored()
-        return f"faster by {_percent(faster.shift)} % [{_percent(faster.low)}, {_percent(faster.high)}]"
+        """`slower by 4.9 % [4.1, 5.6]`; an end of the interval that points the other way is negative."""
+        turned = self if self.shift >= 0 else self.mirrored()
+        return f"{self.words} [{_percent(turned.low)}, {_percent(turned.high)}]"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,225 @@
+"""The paired gate's rule: a screen that flags, fresh pairs that confirm, and what may be said of each comparison.
+
+A pair is one launch of the base and one of the candidate, next to each other in time, from two servers of their own. Per pair
+e = log(candidate / base). Everything here is a pure function of the pairs so far, so that stored launches can be judged again.
+
+*Screen*: 8 pairs; a direction is flagged where the signed rank of e beyond the floor has p <= 0.10.
+*Confirm*: flagged directions alone, decided from fresh pairs alone, Holm over all that are flagged, in two looks that share 1 %:
+after 8 fresh pairs at 0.4 %, which all eight beyond the floor just reach, and after 16 (24 where the screen was noisy) at 0.6 %.
+What is not flagged and too wide to be called equal gets 8 more pairs, once: precision alone decides that, never significance.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from .judgement import Effect, Verdict
+from .signed_rank import FEWEST_FOR_INTERVAL, p_above, shift_of
+
+#: Nothing below 1 % is called a difference, and nothing that may be 1 % is called equal.
+FLOOR = math.log(1.01)
+SCREEN_PAIRS, SCREEN_LEVEL = 8, 0.10
+FIRST_LOOK_PAIRS, FIRST_LOOK_LEVEL = 8, 0.004
+CONFIRM_PAIRS, NOISY_CONFIRM_PAIRS, LAST_LOOK_LEVEL = 16, 24, 0.006
+#: A screen whose 1.4826 MAD is above this asks for the larger number of pairs.
+NOISY = 0.015
+PRECISION_PAIRS = 8
+
+
+class Direction(IntEnum):
+    """Of a hypothesis; its value turns an effect so that it is positive in that direction."""
+
+    SLOWER = 1
+    FASTER = -1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One launch: the median and the least of its samples, in seconds."""
+
+    median_s: float
+    least_s: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two launches that are compared with each other."""
+
+    base: Timing
+    candidate: Timing
+
+    @property
+    def effect(self) -> float:
+        """log(candidate / base)."""
+        return math.log(self.candidate.median_s / self.base.median_s)
+
+
+@dataclass(frozen=True)
+class Series:
+    """The pairs of one comparison in the order they were measured: of the screen, and after it."""
+
+    screen: tuple[Pair, ...] = ()
+    after: tuple[Pair, ...] = ()
+
+    @property
+    def is_screened(self) -> bool:
+        """Whether the screen is complete."""
+        return len(self.screen) >= SCREEN_PAIRS
+
+    @property
+    def flags(self) -> tuple[Direction, ...]:
+        """The directions that the screen flags; none before it is complete."""
+        if not self.is_screened:
+            return ()
+        return tuple(each for each in Direction if _p(self.screen, each) <= SCREEN_LEVEL)
+
+    @property
+    def most_after(self) -> int:
+        """How many pairs after the screen this comparison may ask for."""
+        if self.flags:
+            return NOISY_CONFIRM_PAIRS if _spread(self.screen) > NOISY else CONFIRM_PAIRS
+        return PRECISION_PAIRS if self.is_screened and _is_wide(effect_of(self.screen)) else 0
+
+    @property
+    def counted(self) -> tuple[Pair, ...]:
+        """The pairs that the effect is told from: fresh ones alone where the screen flagged something."""
+        return self.after if self.flags else (*self.screen, *self.after)
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What the rule says of one comparison, before failures and contamination are considered."""
+
+    verdict: Verdict
+    reason: str
+    effect: Effect | None = None
+
+
+Hypothesis = tuple[str, Direction]
+
+
+def wanted_after(series: Mapping[str, Series]) -> dict[str, int]:
+    """How many pairs after the screen each comparison asks for, in all. What the first look settles asks for no more."""
+    settled = _first_look(series)
+    return {
+        key: FIRST_LOOK_PAIRS if each.flags and all((key, flag) in settled for flag in each.flags) else each.most_after
+        for key, each in series.items()
+    }
+
+
+def rule(series: Mapping[str, Series]) -> dict[str, Ruling]:
+    """A ruling for each comparison. Where the pairs are not all there, it says less, never more."""
+    first = _first_look(series)
+    last = _last_look(series, first)
+    return {key: _ruling(key, each, first, last) for key, each in series.items()}
+
+
+def contamination(control: Sequence[Pair]) -> Effect | None:
+    """The effect between two servers of the base, where it lies beyond the floor: identical code that seems to differ."""
+    effect = effect_of(control)
+    return effect if effect is not None and (effect.low > FLOOR or effect.high < -FLOOR) else None
+
+
+def effect_of(pairs: Sequence[Pair]) -> Effect | None:
+    """Shift and 95 % interval of the pairs; None where they are too few for one."""
+    if len(pairs) < FEWEST_FOR_INTERVAL:
+        return None
+    found = shift_of([pair.effect for pair in pairs])
+    return Effect(found.shift, found.low, found.high)
+
+
+def holm(p_values: Mapping[Hypothesis, float], level: float) -> frozenset[Hypothesis]:
+    """What Holm's procedure (1979) rejects: the k-th smallest of m must not exceed level / (m - k + 1)."""
+    rejected: set[Hypothesis] = set()
+    for hypothesis, p in sorted(p_values.items(), key=lambda item: item[1]):
+        if p > level / (len(p_values) - len(rejected)):
+            break
+        rejected.add(hypothesis)
+    return frozenset(rejected)
+
+
+def _first_look(series: Mapping[str, Series]) -> frozenset[Hypothesis]:
+    flagged = _flagged(series)
+    if not flagged or any(len(series[key].after) < FIRST_LOOK_PAIRS for key, _ in flagged):
+        return frozenset()
+    return holm(
+        {(key, each): _p(series[key].after[:FIRST_LOOK_PAIRS], each) for key, each in flagged}, FIRST_LOOK_LEVEL
+    )
+
+
+def _last_look(series: Mapping[str, Series], settled: frozenset[Hypothesis]) -> frozenset[Hypothesis]:
+    """Of what the first look left open. A comparison that has not all its pairs counts in the family and is not rejected."""
+    p_values = {
+        (key, each): _p(series[key].after, each) if len(series[key].after) >= series[key].most_after else 1.0
+        for key, each in _flagged(series)
+        if (key, each) not in settled
+    }
+    return holm(p_values, LAST_LOOK_LEVEL)
+
+
+def _flagged(series: Mapping[str, Series]) -> list[Hypothesis]:
+    return [(key, flag) for key, each in series.items() for flag in each.flags]
+
+
+def _ruling(key: str, series: Series, first: frozenset[Hypothesis], last: frozenset[Hypothesis]) -> Ruling:
+    if not series.is_screened:
+        return Ruling(Verdict.INCONCLUSIVE, f"{len(series.screen)} of {SCREEN_PAIRS} pairs of the screen were measured")
+    for direction in series.flags:
+        if (key, direction) in first:
+            return _confirmed(direction, series.after[:FIRST_LOOK_PAIRS])
+        if (key, direction) in last:
+            return _confirmed(direction, series.after[: series.most_after])
+    return _unconfirmed(series)
+
+
+def _unconfirmed(series: Series) -> Ruling:
+    """Nothing was confirmed: equal where the interval says so, else inconclusive with the reason."""
+    counted = series.after[: series.most_after] if series.flags else series.counted
+    effect = effect_of(counted)
+    words = f"{len(counted)} pairs: {effect}" if effect else f"{len(counted)} pairs"
+    if series.flags and len(series.after) < series.most_after:
+        reason = f"flagged by the screen, and {series.most_after} fresh pairs were asked for to confirm it"
+    elif effect and effect.low > -FLOOR and effect.high < FLOOR:
+        return Ruling(Verdict.EQUIVALENT, f"{words}, within 1 %", effect)
+    elif series.flags:
+        reason = "flagged by the screen, not confirmed by fresh pairs"
+    else:
+        reason = "not shown to be more than 1 % apart, nor within 1 %"
+    return Ruling(Verdict.INCONCLUSIVE, f"{words}; {reason}", effect)
+
+
+def _confirmed(direction: Direction, pairs: Sequence[Pair]) -> Ruling:
+    effect = effect_of(pairs)
+    assert effect is not None
+    words = f"{len(pairs)} pairs: {effect}"
+    least = _effect_of_least(pairs)
+    if direction * least < 0:
+        turned = Effect(least, least, least)
+        return Ruling(Verdict.INCONCLUSIVE, f"{words}; yet the fastest samples are {turned.words}", effect)
+    return Ruling(Verdict.REGRESSED if direction is Direction.SLOWER else Verdict.IMPROVED, words, effect)
+
+
+def _effect_of_least(pairs: Iterable[Pair]) -> float:
+    """log of the fastest sample over the fastest sample."""
+    both = [(pair.base.least_s, pair.candidate.least_s) for pair in pairs]
+    return math.log(min(candidate for _, candidate in both) / min(base for base, _ in both))
+
+
+def _p(pairs: Sequence[Pair], direction: Direction) -> float:
+    return p_above([direction * pair.effect for pair in pairs], FLOOR)
+
+
+def _spread(pairs: Sequence[Pair]) -> float:
+    """1.4826 times the median absolute deviation: the standard deviation, were the effects normal."""
+    effects = [pair.effect for pair in pairs]
+    middle = statistics.median(effects)
+    return 1.4826 * statistics.median(abs(each - middle) for each in effects)
+
+
+def _is_wide(effect: Effect | None) -> bool:
+    """Whether no shift could make the interval fit within the floors."""
+    return effect is not None and effect.high - effect.low >= 2 * FLOOR
