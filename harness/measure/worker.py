@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ...impls import Implementation, OptionValue, RefusedError, UnknownImplementationError, get, load_plugin, names
+from ...impls import Implementation, OptionValue, get, load_plugin, names
 from ..cell import Conditions
 from ..environment import find_device
 from ..records import Measurement, Outcome, Phases, Samples
@@ -21,8 +20,10 @@ from . import ceilings, composite, counters, memory, noise, process, proof
 from .check import check, check_follows
 from .conformance import run_case
 from .cuda import CudaClock, GraphReplay, NvmlWatch
+from .failure import outcome_of
 from .inputs import Inputs, draw, problem_seed
 from .oracle import Selection, Truth, find_truth
+from .origin import origin_of
 from .regions import Region, region_of
 from .reuse import reuses_answers
 from .subject import Subject
@@ -39,9 +40,8 @@ from .tasks import (
     TruthDone,
     TruthTask,
 )
-from .timing import Budget, Clock, CpuClock, sample
+from .timing import Budget, Clock, CpuClock, Work, sample
 
-_MEMORY_WORDS = ("can't allocate memory", "out of memory", "not enough memory", "bad_alloc", "cannot allocate memory")
 #: Added to a problem's seed: the inputs that the output must follow before the timing, and after it.
 _SECOND, _THIRD = 1, 2
 #: Passes whose kernels are timed by a profiler; the median counts.
@@ -75,7 +75,7 @@ def measure_cell(task: CellTask) -> Measurement:
     try:
         draft.measure()
     except Exception as error:  # noqa: BLE001 - the worker's edge: whatever an implementation raises is its outcome
-        draft.end(*_outcome_of(error))
+        draft.end(*outcome_of(error))
     return draft.measurement()
 
 
@@ -88,7 +88,7 @@ def _check_case(task: CaseTask) -> CaseDone:
             torch.cuda.set_device(task.device)
         result = run_case(implementation, task.problem, find_device(task.device), seed=task.seed)
     except Exception as error:  # noqa: BLE001 - the worker's edge, as for cells
-        outcome, detail = _outcome_of(error)
+        outcome, detail = outcome_of(error)
         return CaseDone(outcome=outcome, details=(detail,))
     if result.refusals:
         return CaseDone(passes=result.passes, outcome=Outcome.UNSUPPORTED, details=result.refusals)
@@ -111,16 +111,6 @@ def _implementation(name: str, options: Mapping[str, OptionValue], plugins: Sequ
             break
         load_plugin(plugin)
     return get(name, options)
-
-
-def _outcome_of(error: Exception) -> tuple[Outcome, str]:
-    """What an implementation raised, as an outcome with its reason."""
-    if isinstance(error, RefusedError):
-        return Outcome.UNSUPPORTED, str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return Outcome.OUT_OF_MEMORY, _first_line(error)
-    exhausted = any(words in str(error).lower() for words in _MEMORY_WORDS)
-    return (Outcome.OUT_OF_MEMORY if exhausted else Outcome.ERROR), _described(error)
 
 
 @dataclass
@@ -162,6 +152,8 @@ class _Draft:
         cell = self.task.cell
         with self._phase("prepare_s"):
             implementation = _implementation(cell.implementation, cell.options, self.task.plugins)
+            if self.task.bounds is not None:
+                self.fields["origin"] = origin_of(implementation, self.task.bounds)
         with self._phase("inputs_s"):
             if self.task.device.startswith("cuda"):
                 torch.cuda.set_device(self.task.device)
@@ -245,7 +237,10 @@ class _Draft:
                 watch.read("before")
             span = counters.CounterSpan()
             self.fields["samples"] = sample(
-                region, clock, Budget(self.task.min_time_s, self.task.max_time_s, self.task.precision)
+                region,
+                clock,
+                Budget(self.task.min_time_s, self.task.max_time_s, self.task.precision),
+                Work(self.task.work_unit, self.task.extra_calls),
             )
             counted = span.end()
             if watch:
@@ -319,20 +314,6 @@ def _probe(task: CeilingsTask) -> Probe:
         "git": str(torch.version.git_version),
     }
     return Probe(ceilings=ceilings.measure(task.device, task.dtypes, task.last_level_cache_bytes), torch_facts=facts)
-
-
-def _described(error: Exception) -> str:
-    """The error and where it was raised, for a reader who has no traceback."""
-    if isinstance(error, UnknownImplementationError):
-        return str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {_first_line(error)}{where}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:500]
 
 
 warnings.filterwarnings("ignore", module="torch")
