@@ -22,6 +22,20 @@ DISTRIBUTIONS = (
     "flash-attn", "flash-attn-3", "flash-attn-4", "flash-attn-cute", "onnx", "onnxruntime", "openvino", "jax", "jaxlib",
 )  # fmt: skip
 
+#: The strict facts of every record. One that a record lacks matches nothing, not even where the other lacks it too.
+STRICT = (
+    "cpu_model", "cpu_family", "cpu_number", "cpu_stepping", "cpu_flags", "cores_physical", "cores_logical", "affinity",
+    "cgroup_cpus", "memory_class_gib", "last_level_cache_bytes", "architecture", "kernel", "libc", "governor", "turbo",
+    "smt", "virtualisation", "thread_settings", "torch_build", "gpu",
+)  # fmt: skip
+#: Those of a GPU, where one was used.
+STRICT_OF_GPU = ("name", "capability", "memory_bytes", *gpus.CUDA_FACTS)
+#: Versions that are in every record, since attnbench needs these.
+VERSIONS = ("python", "attnbench", "torch", "numpy")
+CPU_FILE = Path("/proc/cpuinfo")
+#: What /proc/cpuinfo of an ARM CPU calls the facts that an x86's has.
+_ARM_FACTS = {"cpu family": "CPU architecture", "model": "CPU part", "stepping": "CPU revision", "flags": "Features"}
+
 
 class DeviceError(ValueError):
     """A device that is not there; the message says what is."""
@@ -156,11 +170,15 @@ def cpu_flags() -> frozenset[str]:
 
 
 def _cpu_facts() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo."""
+    """The first processor of /proc/cpuinfo, in the words of an x86."""
     facts = {}
-    for line in (_read("/proc/cpuinfo") or "").split("\n\n")[0].splitlines():
+    for line in (_read(CPU_FILE) or "").split("\n\n")[0].splitlines():
         key, _, value = line.partition(":")
         facts[key.strip()] = value.strip()
+    if "CPU part" in facts:
+        facts |= {key: facts[arm] for key, arm in _ARM_FACTS.items() if arm in facts}
+        maker, variant = facts.get("CPU implementer"), facts.get("CPU variant")
+        facts.setdefault("model name", f"ARM implementer {maker}, part {facts['CPU part']}, variant {variant}")
     return facts
 
 
@@ -177,8 +195,10 @@ def _gpus() -> list[Device]:
 def _gpu_facts(device: Device) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": device.name, "capability": device.capability, "memory_bytes": device.memory_bytes}
     if _is_rocm():
-        return facts | {"driver": _stated("driver", _read("/sys/module/amdgpu/version"))}
-    return facts | gpus.cuda_facts(gpus.cuda()[device.index])
+        facts |= dict.fromkeys(gpus.CUDA_FACTS) | {"driver": _read("/sys/module/amdgpu/version")}
+    else:
+        facts |= gpus.cuda_facts(gpus.cuda()[device.index])
+    return {key: _stated(key, value) for key, value in facts.items()}
 
 
 def _is_rocm() -> bool:

@@ -13,6 +13,9 @@ from typing import Any
 #: Where the ROCm kernel driver describes processors; a CPU among them has no SIMD units.
 KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
 
+#: What `cuda_facts` tells.
+CUDA_FACTS = ("driver", "power_limit_w", "mig", "ecc")
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -60,7 +63,7 @@ def cuda_facts(gpu: Gpu) -> dict[str, Any]:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
     except Exception as error:  # noqa: BLE001 - the driver's library fails in its own ways; the record says how
-        return {"driver": {"unreadable": f"{type(error).__name__}: {error}"}}
+        return {key: {"unreadable": f"{type(error).__name__}: {error}"} for key in CUDA_FACTS}
     readers: dict[str, Callable[[], Any]] = {
         "driver": pynvml.nvmlSystemGetDriverVersion,
         "power_limit_w": lambda: pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000,
