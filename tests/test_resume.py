@@ -163,7 +163,7 @@ def test_resume_on_another_machine_is_refused(attnbench: Command, run_copy: Path
     (run_copy / RUN_FILE).write_text(json.dumps(info))
     done = attnbench("resume", run_copy, "--plugin", fakes)
     assert done.returncode == 2
-    for words in ("kernel: Linux 2.4 -> ", "gone: a fact of old -> not there", f"libc: not recorded -> {libc}",
+    for words in ("kernel: Linux 2.4 -> ", "gone: a fact of old -> not recorded", f"libc: not recorded -> {libc}",
                   "torch: 1.0 -> ", "threads: 999 -> ", "begin a new run"):  # fmt: skip
         assert words in done.stderr
     assert "elsewhere" not in done.stderr

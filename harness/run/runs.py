@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.metadata
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...impls import Device
 from .. import environment
 from ..config import ConfigError, LoadedConfig, SweepConfig, load_stored
+from ..fingerprint import differences, fingerprint
 from ..peaks import peak_flops_per_s
 from ..plan import Plan, make_plan
 from ..records import Notice, RunInfo
@@ -57,7 +57,7 @@ def begin(loaded: LoadedConfig, root: Path, plugins: Sequence[str], failed_plugi
         device=str(device),
         plugins=tuple(plugins),
         versions=environment.versions(),
-        environment=facts | {"device_name": device.name, "threads": machine.threads},
+        environment=_with_device(facts, machine),
         cells=plan.cells,
         control=tuple(cell.id for cell in plan.control),
         seed=config.protocol.seed,
@@ -85,7 +85,7 @@ def reopen(run: Run, plugins: Sequence[str], failed_plugins: Mapping[str, str]) 
     device = environment.find_device(run.info.device)
     facts = environment.describe(device)
     machine = _machine(config, facts, device)
-    _refuse_another_machine(run, facts, machine)
+    _refuse_another_machine(run, _with_device(facts, machine))
     plan = make_plan(config, device).explained(failed_plugins)
     planned, stored = {cell.id for cell in plan.cells}, {cell.id for cell in run.info.cells}
     if planned != stored:
@@ -97,32 +97,19 @@ def reopen(run: Run, plugins: Sequence[str], failed_plugins: Mapping[str, str]) 
     return Ready(run, plan, config, machine)
 
 
-def _refuse_another_machine(run: Run, facts: Mapping[str, object], machine: Machine) -> None:
+def _refuse_another_machine(run: Run, facts: Mapping[str, object]) -> None:
     """Launches of one run are compared with each other: what the fingerprint calls strict must not have changed."""
-    info = run.info
-    pairs = (
-        (info.environment.get("strict"), facts["strict"]),
-        (info.versions, environment.versions()),
-        ({"threads": info.environment.get("threads")}, {"threads": machine.threads}),
-    )
-    changes = [change for stored, present in pairs for change in _changes(stored, present)]
+    stored = fingerprint(run.info.environment, run.info.versions)
+    changes = differences(stored, fingerprint(facts, environment.versions()))
     if changes:
         raise ResumeError(
-            f"{run.path} was measured under other conditions than there are now: {'; '.join(changes)}; "
+            f"{run.path} was measured under other conditions than there are now: {'; '.join(map(str, changes))}; "
             "begin a new run, or resume where these are as they were"
         )
 
 
-def _changes(stored: object, present: object) -> Iterator[str]:
-    """`field: old -> new` for each field that differs; both sides as JSON keeps them, which has no tuples."""
-    old, new = (json.loads(json.dumps(side)) or {} for side in (stored, present))
-    for key in sorted({*old, *new}):
-        if key not in old:
-            yield f"{key}: not recorded -> {new[key]}"
-        elif key not in new:
-            yield f"{key}: {old[key]} -> not there"
-        elif old[key] != new[key]:
-            yield f"{key}: {old[key]} -> {new[key]}"
+def _with_device(facts: Mapping[str, object], machine: Machine) -> dict[str, object]:
+    return {**facts, "device_name": machine.device.name, "threads": machine.threads}
 
 
 def _machine(config: SweepConfig, facts: Mapping[str, object], device: Device) -> Machine:
