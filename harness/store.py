@@ -8,17 +8,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, Generic, Protocol, Self, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from .records import SCHEMA_VERSION, Event, Launch, RunInfo
+from .records import SCHEMA_VERSION, Event, Launch, Measurement, RunInfo
 
 RUN_FILE, LAUNCH_FILE, EVENT_FILE, LOCK_FILE = "run.json", "launches.jsonl", "events.jsonl", "lock"
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
-_LAUNCH = TypeAdapter(Launch)
-_Line = TypeVar("_Line")
+
+
+class _Described(Protocol):
+    @property
+    def id(self) -> str: ...
+
+    def model_dump_json(self, *, indent: int | None = None) -> str: ...
+
+
+_Info = TypeVar("_Info", bound=_Described)
+_Line = TypeVar("_Line", bound=Measurement)
+_Any = TypeVar("_Any")
 
 
 class StoreError(Exception):
@@ -26,69 +36,74 @@ class StoreError(Exception):
 
 
 @dataclass
-class Run:
-    """One run's folder. `notices` says what was dropped on reading."""
+class Folder(Generic[_Info, _Line]):
+    """A run or a gate on disk: its description, launches and events. `notices` says what was dropped on reading."""
 
     path: Path
-    info: RunInfo
+    info: _Info
     notices: list[str] = field(default_factory=list)
 
+    description_file: ClassVar[str]
+    words: ClassVar[str]
+    info_type: ClassVar[type[BaseModel]]
+    launch_type: ClassVar[type[BaseModel]]
+
     @classmethod
-    def create(cls, root: Path, info: RunInfo) -> Run:
-        """Make the folder and write `run.json`. Errors: `StoreError`."""
+    def create(cls, root: Path, info: _Info) -> Self:
+        """Make the folder and write its description. Errors: `StoreError`."""
         path = root / info.id
         try:
             path.mkdir(parents=True)
-            _replace(path / RUN_FILE, info.model_dump_json(indent=1) + "\n")
+            replace_text(path / cls.description_file, info.model_dump_json(indent=1) + "\n")
             (path / LAUNCH_FILE).touch()
             (path / EVENT_FILE).touch()
         except OSError as error:
-            raise StoreError(_cannot("write", path, error)) from error
+            raise StoreError(cannot("write", path, error)) from error
         return cls(path, info)
 
     @classmethod
-    def open(cls, path: Path) -> Run:
-        """Read a run's description. Errors: `StoreError` for a missing, truncated or foreign file."""
-        file = path / RUN_FILE
+    def open(cls, path: Path) -> Self:
+        """Read a description. Errors: `StoreError` for a missing, truncated or foreign file."""
+        file = path / cls.description_file
         try:
             text = file.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise StoreError(
-                f"{path} holds no run: there is no {RUN_FILE}; give the folder that `run` printed"
-            ) from error
+            raise StoreError(f"{path} holds no {cls.words}: there is no {cls.description_file}; "
+                             f"give the folder that `{cls.words}` printed") from error  # fmt: skip
         except (OSError, UnicodeDecodeError) as error:
-            raise StoreError(_cannot("read", file, error)) from error
+            raise StoreError(cannot("read", file, error)) from error
         try:
-            return cls(path, RunInfo.model_validate_json(text))
+            return cls(path, cast("_Info", cls.info_type.model_validate_json(text)))
         except ValidationError as error:
             raise StoreError(f"{file} is damaged or of another version (this one reads schema {SCHEMA_VERSION}): "
                              f"{_first(error)}") from error  # fmt: skip
 
-    def launches(self) -> list[Launch]:
+    def launches(self) -> list[_Line]:
         """All launches in the order they ended. A torn last line is dropped, and said so in `notices`."""
-        return list(self._lines(LAUNCH_FILE, _LAUNCH))
+        return [cast("_Line", each) for each in self._lines(LAUNCH_FILE, TypeAdapter(self.launch_type))]
 
     def events(self) -> list[Event]:
         """All events in order."""
         return list(self._lines(EVENT_FILE, _EVENT))
 
-    def append(self, record: Launch | Event) -> None:
+    def append(self, record: _Line | Event) -> None:
         """Append one line and make it durable before returning. Errors: `StoreError`."""
-        file = self.path / (LAUNCH_FILE if isinstance(record, Launch) else EVENT_FILE)
+        is_launch = isinstance(record, self.launch_type)
+        file = self.path / (LAUNCH_FILE if is_launch else EVENT_FILE)
         line = (record.model_dump_json(exclude_defaults=True, exclude={"schema_version", "event"})[1:]).encode()
-        tag = f'"schema":{SCHEMA_VERSION}' if isinstance(record, Launch) else f'"event":"{record.event}"'
+        tag = f'"schema":{SCHEMA_VERSION}' if is_launch else f'"event":"{getattr(record, "event", "")}"'
         try:
             _append(file, b"{" + tag.encode() + (b"," if line != b"}" else b"") + line + b"\n")
         except OSError as error:
-            raise StoreError(_cannot("write", file, error)) from error
+            raise StoreError(cannot("write", file, error)) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the only writer of this run while the block lasts. Errors: `StoreError` where another process is."""
+        """Be the only writer of this folder while the block lasts. Errors: `StoreError` where another process is."""
         try:
             descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise StoreError(_cannot("write", self.path / LOCK_FILE, error)) from error
+            raise StoreError(cannot("write", self.path / LOCK_FILE, error)) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
@@ -97,12 +112,12 @@ class Run:
         finally:
             os.close(descriptor)
 
-    def _lines(self, name: str, adapter: TypeAdapter[_Line]) -> Iterator[_Line]:
+    def _lines(self, name: str, adapter: TypeAdapter[_Any]) -> Iterator[_Any]:
         file = self.path / name
         try:
             content = file.read_bytes()
         except OSError as error:
-            raise StoreError(_cannot("read", file, error)) from error
+            raise StoreError(cannot("read", file, error)) from error
         *lines, rest = content.split(b"\n")
         if rest:
             self._note(f"{file}: the last line is torn and was dropped ({len(rest)} bytes)")
@@ -115,6 +130,15 @@ class Run:
     def _note(self, text: str) -> None:
         if text not in self.notices:
             self.notices.append(text)
+
+
+class Run(Folder[RunInfo, Launch]):
+    """One run's folder."""
+
+    description_file = RUN_FILE
+    words = "run"
+    info_type = RunInfo
+    launch_type = Launch
 
 
 def _append(file: Path, line: bytes) -> None:
@@ -149,7 +173,7 @@ def _end_of_whole_lines(descriptor: int) -> int:
     return 0
 
 
-def _replace(file: Path, text: str) -> None:
+def replace_text(file: Path, text: str) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as stream:
@@ -159,7 +183,8 @@ def _replace(file: Path, text: str) -> None:
     temporary.replace(file)
 
 
-def _cannot(verb: str, path: Path, error: Exception) -> str:
+def cannot(verb: str, path: Path, error: Exception) -> str:
+    """What could not be done with which file, and why."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"cannot {verb} {path}: {reason}"
 

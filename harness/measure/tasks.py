@@ -22,8 +22,20 @@ class _Task(BaseModel):
     seed: int
 
 
+class Bounds(BaseModel):
+    """Where the code under test must come from: the folders of a gate's arm, and the distribution that differs between arms."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folders: tuple[str, ...]
+    factor: str
+
+
 class CellTask(_Task):
-    """Check, time and weigh one cell."""
+    """Check, time and weigh one cell.
+
+    A gate's arm has `bounds`. Its proof injects a slowdown by work: of each `work_unit` calls that are counted, `extra_calls` more are made.
+    """
 
     task: Literal["cell"] = "cell"
     cell: Cell
@@ -36,6 +48,9 @@ class CellTask(_Task):
     measure_memory: bool = True
     name_kernels: bool = False
     measure_kernels: bool = False
+    bounds: Bounds | None = None
+    work_unit: int = 1
+    extra_calls: int = 0
 
 
 class CaseTask(_Task):

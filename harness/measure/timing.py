@@ -73,13 +73,30 @@ class Budget:
     precision: float
 
 
-def sample(region: Region, clock: Clock, budget: Budget) -> Samples:
+@dataclass(frozen=True)
+class Work:
+    """Of each `unit` calls that a sample counts, `extra` more are made: a slowdown by work, to prove a gate with."""
+
+    unit: int = 1
+    extra: int = 0
+
+    def counted(self, repeats: int) -> int:
+        """The next whole number of units."""
+        return math.ceil(repeats / self.unit) * self.unit
+
+    def made(self, counted: int) -> int:
+        """The calls that are made where so many are counted."""
+        return counted + counted // self.unit * self.extra
+
+
+def sample(region: Region, clock: Clock, budget: Budget, work: Work = Work()) -> Samples:  # noqa: B008 - it is frozen
     """Find the inner repeats, warm up, and take samples until they are precise enough or the budget ends."""
     with _no_garbage_collection():
         begin = time.perf_counter()
         repeats, warm_calls = _warm_up(region, clock, begin + budget.max_time_s / 4)
         warm_s = time.perf_counter() - begin
-        spans, stop = _take(region, clock, repeats, budget)
+        repeats = work.counted(repeats)
+        spans, stop = _take(region, clock, work.made(repeats), budget)
     times = tuple(span.device_s / repeats for span in spans)
     walls = tuple(span.wall_s / repeats for span in spans)
     return Samples(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 
 from ..measure.tasks import READY, Reply, Task
 from .executor import ServerError
@@ -21,9 +22,12 @@ START_S = 180.0
 
 
 class ForkServer:
-    """Starts when made. Errors: `ServerError` if the interpreter ends or takes too long."""
+    """Starts when made, with this interpreter and environment unless others are given.
 
-    def __init__(self) -> None:
+    Errors: `ServerError` if the interpreter ends or takes too long.
+    """
+
+    def __init__(self, python: str = sys.executable, environment: Mapping[str, str] | None = None) -> None:
         begin = time.perf_counter()
         try:
             self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
@@ -32,12 +36,13 @@ class ForkServer:
         try:
             # -P: the current folder must not stand in for installed modules. A session of its own: Ctrl-C reaches only us.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "attnbench.harness.measure.server"],
+                [python, "-P", "-m", "attnbench.harness.measure.server"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 start_new_session=True,
                 bufsize=0,
+                env=environment,
             )
         except OSError as error:
             self._log.close()

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..cell import Cell
 from ..records import Event, Launch
-from ..store import Run
 
 #: Where the wall time of a session goes; the rest is scheduling, storing and the processes' own start and end.
 SPLIT = ("servers", "truth", "ceilings", "limits", "prepare", "check", "timing", "memory")
+
+
+class Log(Protocol):
+    """Where records are appended, durably: the folder of a run or a gate."""
+
+    def append(self, record: Any) -> None:
+        """Errors: `StoreError`."""
+        ...
 
 
 class Observer(Protocol):
@@ -38,13 +45,13 @@ class Observer(Protocol):
 class Journal:
     """Stores first, then tells. Errors: `StoreError`."""
 
-    run: Run
+    log: Log
     observer: Observer
     split_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPLIT, 0.0))
 
     def launch(self, cell: Cell, launch: Launch) -> None:
         """A launch ended."""
-        self.run.append(launch)
+        self.log.append(launch)
         phases = launch.phases
         self.split_s["prepare"] += phases.inputs_s + phases.prepare_s
         self.split_s["check"] += phases.check_s
@@ -56,7 +63,7 @@ class Journal:
         """Something else happened, and took `seconds` of a part of the split."""
         if part:
             self.split_s[part] += seconds
-        self.run.append(event)
+        self.log.append(event)
         self.observer.noted(event)
 
 

@@ -1,0 +1,40 @@
+"""Where an implementation comes from: in a gate, an arm that fills a gap with the caller's code would compare it with itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+from pathlib import Path
+
+from ...impls import Implementation
+from .tasks import Bounds
+
+
+class StrayError(RuntimeError):
+    """The code under test lies outside its arm."""
+
+
+def origin_of(implementation: Implementation, bounds: Bounds) -> str:
+    """The file of the implementation's class. Errors: `StrayError` where it lies outside the arm.
+
+    A wrapper of the caller's is right where it wraps the distribution under test, and that lies inside.
+    """
+    file = inspect.getfile(type(implementation))
+    if _is_inside(file, bounds) or (implementation.package == bounds.factor and _is_installed_inside(bounds)):
+        return file
+    raise StrayError(
+        f"{implementation.name} comes from {file}, outside its arm {bounds.folders[0]}: {bounds.factor or 'the arm'} does not "
+        "provide it; gate what it provides alone, with --only"
+    )
+
+
+def _is_installed_inside(bounds: Bounds) -> bool:
+    try:
+        return _is_inside(str(importlib.metadata.distribution(bounds.factor).locate_file("")), bounds)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _is_inside(path: str, bounds: Bounds) -> bool:
+    real = Path(path).resolve()
+    return any(real.is_relative_to(Path(folder).resolve()) for folder in bounds.folders)
