@@ -18,6 +18,7 @@ from .store import Run
 
 if TYPE_CHECKING:
     from .conformance import Conformance
+    from .doctor import Diagnosis
 
 #: Cells that a plan names one by one; of more it gives the counts.
 MOST_NAMED = 20
@@ -112,6 +113,16 @@ def print_results(run: Run) -> None:
     drift = frame.control_drift(run)
     if drift is not None:
         print(f"control cell: launches within {drift:.1%} of each other")
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """What makes the machine noisy; then how far apart launches lie, and what a gate could see."""
+    from .doctor import table
+
+    console = _console()
+    console.print(table.table_of(diagnosis))
+    for line in table.lines_of(diagnosis):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_split(ended: SessionEnded) -> None:
