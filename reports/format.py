@@ -45,6 +45,11 @@ def share(value: float | None) -> str:
     return NOTHING if value is None or math.isnan(value) else f"{value:.0%}".replace("%", " %")
 
 
+def change(log_ratio: float) -> str:
+    """`+4.9 %`, of a logarithm of two times: positive is slower."""
+    return f"{100 * math.expm1(log_ratio):+.1f} %"
+
+
 def pair(query: int, key: int) -> str:
     """`8/2`, or `8` where both are the same."""
     return str(query) if query == key else f"{query}/{key}"

@@ -89,7 +89,7 @@ def accuracy(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A frame as a Markdown table; pipes and line ends in cells cannot break it."""
+    """A frame as a Markdown table; pipes, tags and line ends in cells cannot break it."""
     lines = [_line(table.columns), _line("---" for _ in table.columns)]
     lines += [_line(row) for row in table.itertuples(index=False)]
     return "\n".join(lines) + "\n"
@@ -100,15 +100,15 @@ def winners_table(cells: pd.DataFrame) -> Table:
     return for_terminal(winners(cells)[list(_TERMINAL)], "Fastest, of those that passed the check")
 
 
-def for_terminal(frame: pd.DataFrame, title: str) -> Table:
-    """A frame for a terminal; what is too long for it is on the page."""
+def for_terminal(frame: pd.DataFrame, title: str, rest: str = "on the page", most_rows: int = MOST_ROWS) -> Table:
+    """A frame for a terminal; `rest` says where all rows are, if they are more than `most_rows`."""
     table = Table(title=title, title_justify="left")
     for column in frame.columns:
         table.add_column(str(column), overflow="fold")
-    for row in frame.head(MOST_ROWS).itertuples(index=False):
+    for row in frame.head(most_rows).itertuples(index=False):
         table.add_row(*(escape(str(value)) for value in row))
-    if len(frame) > MOST_ROWS:
-        table.caption = f"and {len(frame) - MOST_ROWS} more on the page"
+    if len(frame) > most_rows:
+        table.caption = f"and {len(frame) - most_rows} more {rest}"
     return table
 
 
@@ -135,6 +135,11 @@ def _worst_error(cells: pd.DataFrame) -> pd.Series:
     return cells[[f"error_{name}" for name in ("out", "dq", "dk", "dv")]].astype(float).max(axis=1)
 
 
+def escaped(value: object) -> str:
+    """A value as Markdown that shows it: a pipe ends no cell, and `<` begins no tag."""
+    line = " ".join(str(value).splitlines())
+    return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
 def _line(values: Iterable[object]) -> str:
-    cleaned = (str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for value in values)
-    return "| " + " | ".join(cleaned) + " |"
+    return "| " + " | ".join(map(escaped, values)) + " |"
