@@ -12,6 +12,7 @@ import typer
 
 from ...impls import BrokenImplementationError, OptionError, UnknownImplementationError
 from .. import environment
+from ..baselines import MissingBaselineError
 from ..config import ConfigError, ConfigFileError
 from ..exit_codes import Exit
 from ..plugin_template import PluginNameError
@@ -39,6 +40,8 @@ def stated_errors() -> Iterator[None]:
         fail(error, Exit.FILES)
     except (ConfigError, environment.DeviceError, UnknownImplementationError, OptionError, PluginNameError) as error:
         fail(error, Exit.USAGE)
+    except MissingBaselineError as error:
+        fail(error, Exit.NOT_COMPARABLE)
     except BrokenImplementationError as error:
         fail(error, Exit.CELLS_FAILED)
     except KeyboardInterrupt:
