@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import fcntl
 import os
 from collections.abc import Iterator
@@ -181,6 +182,18 @@ def replace_text(file: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(file)
+
+
+def new_id(root: Path, name: str) -> str:
+    """A name for a new folder under a root: the time, and what is measured."""
+    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
+    safe = "".join(char if char.isalnum() or char in "-_" else "-" for char in name)[:60]
+    base = f"{stamp}-{safe}"
+    number, candidate = 1, base
+    while (root / candidate).exists():
+        number += 1
+        candidate = f"{base}-{number}"
+    return candidate
 
 
 def cannot(verb: str, path: Path, error: Exception) -> str:

@@ -30,7 +30,8 @@ from attnbench.harness.measure.timing import Budget, CpuClock, Span, sample
 from attnbench.harness.peaks import peak_flops_per_s
 from attnbench.harness.plan import cost_of, make_plan
 from attnbench.harness.records import Ceilings, Measurement, Outcome, RunInfo
-from attnbench.harness.run.session import Machine, Session
+from attnbench.harness.run.machine import Machine
+from attnbench.harness.run.session import Session
 from attnbench.harness.store import Run
 from attnbench.harness.verdicts.estimate import counted
 from attnbench.harness.verdicts.plausibility import beats_physics

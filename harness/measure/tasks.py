@@ -34,7 +34,8 @@ class Bounds(BaseModel):
 class CellTask(_Task):
     """Check, time and weigh one cell.
 
-    A gate's arm has `bounds`. Its proof injects a slowdown by work: of each `work_unit` calls that are counted, `extra_calls` more are made.
+    A gate's arm has `bounds`. Its proof injects a slowdown by work: for each `work_unit` calls that are counted, `extra_calls`
+    more are made.
     """
 
     task: Literal["cell"] = "cell"

@@ -89,7 +89,7 @@ class Work:
         return counted + counted // self.unit * self.extra
 
 
-def sample(region: Region, clock: Clock, budget: Budget, work: Work = Work()) -> Samples:  # noqa: B008 - it is frozen
+def sample(region: Region, clock: Clock, budget: Budget, work: Work = Work()) -> Samples:
     """Find the inner repeats, warm up, and take samples until they are precise enough or the budget ends."""
     with _no_garbage_collection():
         begin = time.perf_counter()

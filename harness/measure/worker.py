@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ...impls import Implementation, OptionValue, get, load_plugin, names
+from ...impls import Implementation, OptionValue, RefusedError, get, load_plugin, names
 from ..cell import Conditions
 from ..environment import find_device
 from ..records import Measurement, Outcome, Phases, Samples
@@ -154,12 +154,20 @@ class _Draft:
             implementation = _implementation(cell.implementation, cell.options, self.task.plugins)
             if self.task.bounds is not None:
                 self.fields["origin"] = origin_of(implementation, self.task.bounds)
+                self._refuse(implementation)
         with self._phase("inputs_s"):
             if self.task.device.startswith("cuda"):
                 torch.cuda.set_device(self.task.device)
             subject = Subject(implementation, cell.problem, cell.passes, self.task.device)
             subject.place(draw(cell.problem, problem_seed(cell.problem, self.task.seed)))
         return subject
+
+    def _refuse(self, implementation: Implementation) -> None:
+        """An arm of a gate may refuse what the plan, made by the caller's code, does not. Errors: `RefusedError`."""
+        cell = self.task.cell
+        reasons = implementation.supports(cell.problem, cell.passes, find_device(self.task.device)).reasons
+        if reasons:
+            raise RefusedError("; ".join(map(str, reasons)))
 
     def _check(self, subject: Subject) -> bool:
         problem, seed = self.task.cell.problem, self.task.seed

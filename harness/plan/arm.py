@@ -58,7 +58,7 @@ class Arm:
             raise ArmError(self.failure)
         try:
             refusals = self.implementation.supports(cell.problem, cell.passes, device).reasons
-            return (*map(str, refusals), *_of_conditions(cell, device))
+            return (*map(str, refusals), *condition_refusals(cell, device))
         except Exception as error:
             raise ArmError(f"{self.name}: supports() failed: {_described(error)}") from error
 
@@ -67,7 +67,8 @@ class ArmError(Exception):
     """An implementation that is unknown, cannot be imported or fails to say what it supports."""
 
 
-def _of_conditions(cell: Cell, device: Device) -> tuple[str, ...]:
+def condition_refusals(cell: Cell, device: Device) -> tuple[str, ...]:
+    """Every reason why the conditions cannot be had on the device, whatever the implementation."""
     conditions, reasons = cell.conditions, []
     on_cuda = conditions.device == "cuda"
     if conditions.cache == "cold" and not on_cuda:

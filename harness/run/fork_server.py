@@ -35,7 +35,7 @@ class ForkServer:
             raise ServerError(f"a fork server could not be given a file for its messages: {error}") from error
         try:
             # -P: the current folder must not stand in for installed modules. A session of its own: Ctrl-C reaches only us.
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, or the one of an arm that a gate made
                 [python, "-P", "-m", "attnbench.harness.measure.server"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

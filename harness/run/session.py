@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from ...impls import Device
 from ..cell import Cell
 from ..config import Protocol
 from ..measure.tasks import CellTask
@@ -18,19 +17,10 @@ from ..verdicts.plausibility import beats_physics
 from .executor import Executor, NoServerError, ServerError
 from .history import MOST_REPEATS, History
 from .journal import Journal, Observer, now
+from .machine import Machine
 from .outcomes import measurement_of
 from .preparation import Preparation
 from .servers import Servers
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a session needs to know of the machine."""
-
-    device: Device
-    threads: int
-    last_level_cache_bytes: int | None = None
-    peak_flops_per_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
