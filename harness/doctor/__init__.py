@@ -23,10 +23,12 @@ def diagnose(device: Device, servers: int, start: Callable[[], Executor], notes:
     begin, threads = time.perf_counter(), environment.usable_threads()
     facts = read()
     pinned = processor.first_of_each(facts)
-    notes.began(1 + steps(servers, device, pinned))
+    notes.began(2 + steps(servers, device, pinned))
     notes.measuring("who else is at work")
-    competition = processes.observe()
+    at_first = processes.observe()
     costs = measure(Workers(start, device, threads, notes), pinned, servers)
+    notes.measuring("who is at work by now")
+    competition = max(at_first, processes.observe(), key=lambda each: each.busy)
     launches: dict[str, LaunchSpread] = {
         work: each for work, each in costs.launches.items() if isinstance(each, LaunchSpread)
     }

@@ -26,6 +26,8 @@ SMALL = AttentionProblem(heads_q=4, heads_kv=4, seq_q=256, seq_kv=256, head_dim=
 LARGE = AttentionProblem(heads_q=8, heads_kv=8, seq_q=1024, seq_kv=1024, head_dim=64, dtype="float32")
 CLOCK_S, TRACE_S, LAUNCH_S, LARGE_S = 0.5, 3.0, 0.2, 0.4
 LAUNCHES = 3
+#: From this share of disturbed launches on, their spread is no longer said to come from layout or allocator.
+MOST_VOID = 0.1
 #: A worker that takes so long hangs, or this machine is of no use for measuring.
 DEADLINE_S = 60.0
 
@@ -54,11 +56,17 @@ class Costs:
     void_launches: int = 0  # that a run would have measured again
     launch_count: int = 0
 
-    @property
-    def disturbed(self) -> bool:
-        """Whether others took so much of the trace on all threads that a run would not count such a launch."""
-        done = self.traces.get("all threads")
+    def disturbed(self, trace: Traced = "all threads") -> bool:
+        """Whether others took so much of a trace that a run would not count such a launch."""
+        done = self.traces.get(trace)
         return isinstance(done, NoiseDone) and _is_void(done)
+
+    @property
+    def load_on_launches(self) -> str:
+        """Why launches tell of the load more than of anything else; empty where they were left in peace mostly."""
+        if self.void_launches <= MOST_VOID * self.launch_count:
+            return ""
+        return f"not apart from the load, which disturbed {self.void_launches} of {self.launch_count} launches"
 
 
 @dataclass

@@ -8,10 +8,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from random import Random
 
+from ..verdicts import paired
 from .finding import LaunchSpread, Missing
 
-#: A gate's pairs, and the difference below which it reports nothing.
-PAIRS, FLOOR = 16, 0.01
+#: A gate's pairs, and the difference below which it reports nothing, as a share.
+PAIRS, FLOOR = paired.CONFIRM_PAIRS, math.expm1(paired.FLOOR)
 #: Half-width of a 95 % Hodges-Lehmann interval of n normal differences, in sd / sqrt(n): Student's t of 15 degrees, 2.13.
 HALF_WIDTHS = 2.1
 FORMULA = (

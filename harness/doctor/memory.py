@@ -7,7 +7,7 @@ import statistics
 from ..measure.tasks import NoiseDone
 from .costs import Costs
 from .facts import Facts
-from .finding import NOTHING, Cost, Finding, LaunchSpread, Missing
+from .finding import NOTHING, QUIET_FIRST, Cost, Finding, Missing
 
 #: Servers are said to differ where chance alone would make them differ as much less often than this.
 _LEVEL = 0.05
@@ -28,6 +28,8 @@ def _layout(facts: Facts, costs: Costs) -> Finding:
     spread = costs.launches["naive S=256"]
     if isinstance(spread, Missing):
         return Finding(what=what, found=found, cost=Cost.unmeasured(spread), advice=NOTHING)
+    if costs.load_on_launches:
+        return Finding(what=what, found=found, cost=Cost.unmeasured(costs.load_on_launches), advice=QUIET_FIRST)
     words = (
         f"naive S=256: launches differ by {spread.between_servers:.1%} between {spread.servers} servers,"
         f" {spread.within_server:.1%} in one"
@@ -63,9 +65,9 @@ def _allocator(facts: Facts, costs: Costs, *, has_glibc: bool) -> Finding:
 def _beyond_steady(costs: Costs, speeds: str) -> Cost:
     """The spread between servers under `system` thresholds, less that under `steady` ones."""
     system, steady = costs.layouts, costs.launches["naive S=256"]
-    if not isinstance(system, LaunchSpread) or not isinstance(steady, LaunchSpread):
-        why = system if isinstance(system, Missing) else steady
-        return Cost.unmeasured(f"{why.reason if isinstance(why, Missing) else why}; {speeds}")
+    missing = next((each.reason for each in (system, steady) if isinstance(each, Missing)), costs.load_on_launches)
+    if missing or isinstance(system, Missing) or isinstance(steady, Missing):
+        return Cost.unmeasured(f"{missing}; {speeds}")
     words = f"servers differ by {system.between_servers:.1%} under system, {steady.between_servers:.1%} under steady; {speeds}"
     return Cost.measured(system.between_servers - steady.between_servers, words)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 
@@ -45,27 +44,34 @@ def observe(seconds: float = READING_S) -> Competition:
     before, busy_before, begin = _readings(), _busy_s(), time.perf_counter()
     time.sleep(seconds)
     after, busy_after, span = _readings(), _busy_s(), time.perf_counter() - begin
-    own = os.getpid()
-    used = [
-        Process(pid, name, (cpu_s - before.get((pid, name), 0.0)) / span)
-        for (pid, name), cpu_s in after.items()
-        if pid != own
-    ]
-    own_s = sum(cpu_s - before.get(each, cpu_s) for each, cpu_s in after.items() if each[0] == own)
+    # A process that was not there before has used all that it used since; its name may change, an id may be used again.
+    used = {process: (cpu_s - before.get(process, 0.0)) / span for process, cpu_s in after.items()}
+    own = used.pop(psutil.Process(), 0.0)
+    named = (_named(process, share) for process, share in used.items() if share >= NAMED_SHARE)
     return Competition(
-        busy=max(0.0, busy_after - busy_before - own_s) / span,
+        busy=max(0.0, (busy_after - busy_before) / span - own),
         processors=psutil.cpu_count() or 1,
-        processes=tuple(sorted((each for each in used if each.share >= NAMED_SHARE), key=lambda each: -each.share)),
+        processes=tuple(sorted((each for each in named if each), key=lambda each: -each.share)),
     )
 
 
-def _readings() -> dict[tuple[int, str], float]:
-    """The CPU seconds of every process that can be seen, by its id and name: an id is used again."""
+def _named(process: psutil.Process, share: float) -> Process | None:
+    """None for a thread of the kernel, which has no command line and which nobody can stop, and for one that has ended."""
+    try:
+        return Process(process.pid, process.name(), share) if process.cmdline() else None
+    except psutil.AccessDenied:
+        return Process(process.pid, "a process of another user", share)
+    except psutil.Error:
+        return None
+
+
+def _readings() -> dict[psutil.Process, float]:
+    """The CPU seconds of every process that can be seen."""
     found = {}
     for process in psutil.process_iter():
         try:
             times = process.cpu_times()
-            found[process.pid, process.name()] = times.user + times.system
+            found[process] = times.user + times.system
         except psutil.Error:  # it has ended, or is not ours to see
             continue
     return found

@@ -37,24 +37,27 @@ def _states(facts: Facts, costs: Costs) -> Finding:
     asked: tuple[Traced, ...] = ("one thread", "all threads")
     traces = {name: read_trace(costs.traces.get(name)) for name in asked}
     known = {name: trace for name, trace in traces.items() if isinstance(trace, Trace)}
-    if not known:
-        why = next(each for each in traces.values() if isinstance(each, Missing))
+    calm = {name: trace for name, trace in known.items() if not costs.disturbed(name)}
+    if known and not calm:
+        apart = max(trace.halves for trace in known.values())
+        why = f"not apart from the load; with it, the slow half of a trace takes {apart:.1%} longer than the fast half"
+        return Finding(what="speed states", found="unknown", cost=Cost.unmeasured(why), advice=QUIET_FIRST)
+    if not calm:
+        why = str(next(each.reason for each in traces.values() if isinstance(each, Missing)))
         return Finding(what="speed states", found="unknown", cost=Cost.unmeasured(why), advice=NOTHING)
-    worst = max(known, key=lambda name: known[name].halves)
-    trace = known[worst]
+    worst = max(calm, key=lambda name: calm[name].halves)
+    trace = calm[worst]
     cost = Cost.measured(
         trace.halves, f"the slow half of a trace takes {trace.halves:.1%} longer than the fast half ({worst})"
     )
     found = f"{trace.count} samples of {trace.sample_s * 1e3:.1f} ms: {trace.duration_words}"
     return Finding(
-        what="speed states", found=found, cost=cost, advice=_steady_clock(facts, costs) if cost.matters else NOTHING
+        what="speed states", found=found, cost=cost, advice=_steady_clock(facts) if cost.matters else NOTHING
     )
 
 
-def _steady_clock(facts: Facts, costs: Costs) -> str:
-    """What would make the clock steady here; nobody can tell while others are at work."""
-    if costs.disturbed:
-        return QUIET_FIRST
+def _steady_clock(facts: Facts) -> str:
+    """What would make the clock steady here."""
     commands = [each for each in (_governor(facts).advice, _turbo(facts).advice) if each.startswith(("sudo", "echo"))]
     if commands:
         return "; ".join(commands)

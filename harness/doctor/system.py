@@ -64,7 +64,7 @@ def _interruptions(facts: Facts, costs: Costs) -> Finding:
         f" the longest {reading.longest_gap_s * 1e3:.2g} ms"
     )
     cost = Cost.measured(share, f"one busy thread lost {share:.2%} of {reading.span_s:.1f} s")
-    advice = QUIET_FIRST if costs.disturbed else _isolate(facts)
+    advice = QUIET_FIRST if costs.disturbed() else _isolate(facts)
     return Finding(what="interruptions", found=found, cost=cost, advice=advice if cost.matters else NOTHING)
 
 
@@ -82,7 +82,7 @@ def _competition(facts: Facts, costs: Costs, competition: Competition) -> Findin
     named = competition.processes[:MOST_NAMED]
     names = ", ".join(f"{each.name} {each.share:.0%} (pid {each.pid})" for each in named) or "no process stands out"
     if competition.unseen > SEEN_ENOUGH:
-        names += f", {competition.unseen:.2f} by processes that have ended or cannot be seen"
+        names += f", {competition.unseen:.2f} by the kernel, or by processes that have ended or cannot be seen"
     found = (
         f"others use {competition.busy:.2f} of {competition.processors} processors: {names}; load average {facts.load}"
     )
