@@ -79,6 +79,15 @@ class Folder(Generic[_Info, _Line]):
             raise StoreError(f"{file} is damaged or of another version (this one reads schema {SCHEMA_VERSION}): "
                              f"{_first(error)}") from error  # fmt: skip
 
+    def describe_anew(self, info: _Info) -> None:
+        """Replace the description. Errors: `StoreError`."""
+        file = self.path / self.description_file
+        try:
+            replace_text(file, info.model_dump_json(indent=1) + "\n")
+        except OSError as error:
+            raise StoreError(cannot("write", file, error)) from error
+        self.info = info
+
     def launches(self) -> list[_Line]:
         """All launches in the order they ended. A torn last line is dropped, and said so in `notices`."""
         return [cast("_Line", each) for each in self._lines(LAUNCH_FILE, TypeAdapter(self.launch_type))]

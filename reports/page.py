@@ -28,7 +28,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def write_page(run: Run, out: Path | None = None, baseline: str | None = None) -> Path:
     """Write `report.html`, in the run's folder unless `out` names a file. Errors: `StoreError`."""
     path = out or run.path / "report.html"
-    _write(path, render(run, baseline))
+    write_text(path, render(run, baseline))
     return path
 
 
@@ -41,13 +41,13 @@ def write_report(runs: Sequence[Run], out: Path, baseline: str | None = None) ->
         cells = frame.cells(run)
         write_page(run, folder / "report.html", baseline)
         for name, table in _tables(run, cells).items():
-            _write(folder / f"{name}.md", tables.markdown(table))
-            _write(folder / f"{name}.csv", table.to_csv(index=False))
-        _write(folder / "launches.csv", load(run).to_csv(index=False))
+            write_text(folder / f"{name}.md", tables.markdown(table))
+            write_text(folder / f"{name}.csv", table.to_csv(index=False))
+        write_text(folder / "launches.csv", load(run).to_csv(index=False))
         for plot in _plots(cells, run, baseline):
-            _write(folder / "figures" / f"{plot.name}.svg", plot.svg)
+            write_text(folder / "figures" / f"{plot.name}.svg", plot.svg)
         pages.append({"href": f"{run.info.id}/report.html", "words": _title(run)})
-    _write(out / "index.html", _environment().get_template("index.html.jinja").render(pages=pages))
+    write_text(out / "index.html", rendered("index.html.jinja", {"pages": pages}))
     return out / "index.html"
 
 
@@ -63,7 +63,7 @@ def _tables(run: Run, cells: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def render(run: Run, baseline: str | None = None) -> str:
     """The page as text. It makes no request: styles and figures are inside it."""
     cells = frame.cells(run)
-    return _environment().get_template("report.html.jinja").render(_content(run, cells, baseline))
+    return rendered("report.html.jinja", _content(run, cells, baseline))
 
 
 def _content(run: Run, cells: pd.DataFrame, baseline: str | None) -> dict[str, Any]:
@@ -93,9 +93,9 @@ def _content(run: Run, cells: pd.DataFrame, baseline: str | None) -> dict[str, A
         "shares": _shares(events),
         "void": int(sum(bool(launch.void) for launch in run.launches())),
         "notices": [*_notices(events), *run.notices],
-        "contract": timed_region(_full_protocol(protocol), info.device),
-        "protocol": {key: _words(value) for key, value in _full_protocol(protocol).items()},
-        "environment": {key: _words(value) for key, value in _facts(run).items()},
+        "contract": timed_region(full_protocol(protocol), info.device),
+        "protocol": {key: words_of(value) for key, value in full_protocol(protocol).items()},
+        "environment": {key: words_of(value) for key, value in _facts(run).items()},
         "split": [(name, f"{seconds:.1f} s", fmt.share(seconds / ends[-1].wall_s)) for name, seconds in
                   ends[-1].split_s.items()] if ends and ends[-1].wall_s else [],
     }  # fmt: skip
@@ -134,7 +134,7 @@ def _title(run: Run) -> str:
     return f"{run.info.name}: attention on {machine_name(run.info.environment)}, {run.info.created_at[:10]}"
 
 
-def _full_protocol(given: dict[str, Any]) -> dict[str, Any]:
+def full_protocol(given: dict[str, Any]) -> dict[str, Any]:
     """The protocol with its defaults, as it was carried out."""
     from ..harness.config import Protocol
 
@@ -164,12 +164,12 @@ def _facts(run: Run) -> dict[str, Any]:
     return {**environment, "threads": info.environment.get("threads"), **versions, **torch_facts}
 
 
-def _words(value: Any) -> str:
+def words_of(value: Any) -> str:
     """A stored fact or setting for people; nested ones as JSON. What the platform does not show is said by its reason."""
     if isinstance(value, dict) and value.keys() == {"unreadable"}:
         return str(value["unreadable"])
     if isinstance(value, list):
-        return ", ".join(map(_words, value)) or fmt.NOTHING
+        return ", ".join(map(words_of, value)) or fmt.NOTHING
     if value in ({}, None, "None"):
         return fmt.NOTHING
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -181,11 +181,13 @@ def _plots(cells: pd.DataFrame, run: Run, baseline: str | None) -> list[Any]:
     return plots.all_plots(cells, frame.ceilings(run), baseline)
 
 
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+def rendered(template: str, content: dict[str, Any]) -> str:
+    """A template filled; every text is escaped."""
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    return environment.get_template(template).render(content)
 
 
 def _make(folder: Path) -> None:
@@ -195,7 +197,7 @@ def _make(folder: Path) -> None:
         raise StoreError(f"cannot write {folder}: {error.strerror}") from error
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write so that a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -41,7 +41,7 @@ _COLOURS = (
     "#7A7A7A",
 )
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
@@ -101,7 +101,7 @@ def line_plot(family: pd.DataFrame, quantity: _Quantity, ceilings: Ceilings | No
     """One quantity against sequence length for a family of problems: columns dtype and mask, rows passes."""
     columns = _columns(family)
     rows, arms = _ordered(family["pass"]), _ordered(family["arm"])
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(rows), len(columns), squeeze=False, sharex=True, sharey="row",
             figsize=(2.4 + 2.3 * len(columns), 0.9 + 2.2 * len(rows)), layout="constrained",
@@ -132,7 +132,7 @@ def line_plot(family: pd.DataFrame, quantity: _Quantity, ceilings: Ceilings | No
         _format_axes(axes, family, quantity)
         _legend(figure, family)
         name = _slug(f"{quantity.column}-{words}")
-        return Plot(name, f"{quantity.title}: {words}", quantity.caption, _svg(figure, name))
+        return Plot(name, f"{quantity.title}: {words}", quantity.caption, svg_of(figure, name))
 
 
 def speedup_plots(ranked: pd.DataFrame, baseline: str | None) -> list[Plot]:
@@ -156,7 +156,7 @@ def speedup_plots(ranked: pd.DataFrame, baseline: str | None) -> list[Plot]:
 
 
 def _heat_map(speedups: pd.DataFrame, passes: str, baseline: str, left_out: int) -> Plot:
-    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
         height = 1.3 + 0.3 * len(speedups)
         figure, axis = plt.subplots(figsize=(4.6 + 0.95 * speedups.shape[1], height))
         logs = np.log2(speedups.astype(float))
@@ -175,7 +175,7 @@ def _heat_map(speedups: pd.DataFrame, passes: str, baseline: str, left_out: int)
         more = f" {left_out} more problems are in the table of results." if left_out else ""
         caption = f"How many times as fast as {baseline}; above 1 is faster. An empty field has no ranked time.{more}"
         name = _slug(f"speedup-{passes}")
-        return Plot(name, f"Speed-up over {baseline}: {passes.replace('_', ' + ')}", caption, _svg(figure, name))
+        return Plot(name, f"Speed-up over {baseline}: {passes.replace('_', ' + ')}", caption, svg_of(figure, name))
 
 
 def _families(ranked: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -287,7 +287,7 @@ def _look(arm: str) -> tuple[str, str]:
     return _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg_of(figure: Figure, name: str) -> str:
     """The figure as an `svg` element whose ids are its own on a page of many."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):

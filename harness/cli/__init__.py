@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 
 from ..exit_codes import Exit
 
-from . import sweeps, machine, implementations, reading, judging, baseline  # isort: skip - the order in which --help lists them
+from . import sweeps, gating, judging, baseline, machine, implementations, reading  # isort: skip - the order in which --help lists them
 from .app import app
 
-__all__ = ["app", "baseline", "implementations", "judging", "machine", "main", "reading", "sweeps"]
+__all__ = ["app", "baseline", "gating", "implementations", "judging", "machine", "main", "reading", "sweeps"]
 
 
 def main() -> None:

@@ -43,11 +43,16 @@ def resume(
     plugin: PluginOption = None,
     retry_failed: Annotated[bool, typer.Option(help="Measure cells again that failed.")] = False,
 ) -> None:
-    """Go on with an interrupted run, from its stored config."""
+    """Go on with an interrupted run or gate, from its stored config."""
     with stated_errors():
+        from ..gate import gates
+        from ..gate.records import Gate
         from ..run import runs
+        from .gating import carry_out_gate
 
         failed = load_plugins(plugin or [])
+        if gates.is_gate(run):
+            carry_out_gate(gates.reopen(Gate.open(run), plugin or []), require_conclusive=False)
         _carry_out(runs.reopen(Run.open(run), plugin or [], failed), retry_failed=retry_failed)
 
 

@@ -53,6 +53,11 @@ class Judgement:
     reason: str
     effect: Effect | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing could be told."""
+        return self.verdict is Verdict.INCONCLUSIVE
+
     def demoted(self, verdict: Verdict, reason: str) -> Judgement:
         """The same comparison under a verdict that says less."""
         return replace(self, verdict=verdict, reason=f"{reason}; {self.reason}" if self.reason else reason)

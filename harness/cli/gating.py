@@ -1,0 +1,97 @@
+"""The paired gate: is the candidate slower than the base, faster, the same, or can that not be told here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from ..config import ConfigError, load_config
+from ..exit_codes import Exit
+from ..plugins import load_plugins
+from .app import app
+from .edge import ConfigArgument, OnlyOption, PluginOption, SetOption, fail, split_names, stated_errors
+
+if TYPE_CHECKING:
+    from ..gate import gates
+
+_ARM = "REV|PATH|WHEEL"
+
+
+@app.command()
+def gate(
+    config: ConfigArgument,
+    base: Annotated[str | None, typer.Option(metavar=_ARM, help="What the candidate is held against.")] = None,
+    candidate: Annotated[str | None, typer.Option(metavar=_ARM, help="What may be slower.")] = None,
+    base_impl: Annotated[str | None, typer.Option(metavar="NAME", help="An implementation in place of a base.")] = None,
+    candidate_impl: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another one, on the same problems.")
+    ] = None,
+    factor: Annotated[
+        str, typer.Option(metavar="NAME", help="The distribution that differs; the arms' own project if not given.")
+    ] = "",
+    plugin: PluginOption = None,
+    set_: SetOption = None,
+    only: OnlyOption = None,
+    max_minutes: Annotated[float | None, typer.Option(min=0.1, help="Stop then; what is open is INCONCLUSIVE.")] = None,
+    require_conclusive: Annotated[bool, typer.Option("--require-conclusive", help="Exit 11 if inconclusive.")] = False,
+    out: Annotated[Path, typer.Option(metavar="ROOT", help="Where the gate's folder is made.")] = Path("results/runs"),
+) -> None:
+    """Measure two versions in pairs on this machine and judge them: exit 10 only where a cell is slower."""
+    with stated_errors():
+        from ..gate import gates
+
+        names = _asked(base, candidate, base_impl, candidate_impl, factor, only)
+        failed = load_plugins(plugin or [])
+        is_of_implementations = base_impl is not None
+        chosen = [name.partition("[")[0] for name in names] if is_of_implementations else split_names(only)
+        loaded = load_config(config, overrides=set_ or (), only=chosen, tolerate_unknown=bool(failed))
+        asked = gates.Asked(*names, is_of_implementations, factor, tuple(plugin or ()), max_minutes)
+        carry_out_gate(gates.begin(loaded, out, asked, failed), require_conclusive=require_conclusive)
+
+
+def carry_out_gate(ready: gates.Ready, *, require_conclusive: bool) -> NoReturn:
+    """Measure, write what is read, print it, and end with the code that the verdicts earn."""
+    from ..console import console
+    from ..gate.progress import GateProgress
+    from ..gate.sources import ArmError
+
+    try:
+        ending = ready.carry_out(GateProgress())
+    except ArmError as error:
+        fail(error, Exit.USAGE)
+    from ...reports import gate as report
+
+    result = ready.result()
+    page = report.write_all(ready.gate)
+    report.document(ready.gate, result).show(console())
+    for notice in ready.gate.notices:
+        print(f"notice: {notice}", file=sys.stderr)
+    print(f"page: {page}")
+    code = result.exit_code(require_conclusive=require_conclusive)
+    if ending.status in ("interrupted", "no server"):
+        words = f"{ending.status}{': ' if ending.words else ''}{ending.words}"
+        print(f"{words}; go on with: attnbench resume {ready.gate.path}", file=sys.stderr)
+        code = Exit.INTERRUPTED if ending.status == "interrupted" else Exit.NO_SERVER
+    elif code is Exit.PASS and (result.is_contaminated or any(each.is_open for each in result.judgements)):
+        print("warning: not everything could be told here; --require-conclusive makes that exit 11", file=sys.stderr)
+    print(ready.gate.path)
+    raise typer.Exit(code)
+
+
+def _asked(
+    base: str | None, candidate: str | None, base_impl: str | None, candidate_impl: str | None, factor: str, only: str | None
+) -> tuple[str, str]:  # fmt: skip
+    """The two arms. Errors: `ConfigError` where they are not two of one kind."""
+    if base is not None and candidate is not None and base_impl is None and candidate_impl is None:
+        return base, candidate
+    if base_impl is not None and candidate_impl is not None and base is None and candidate is None:
+        if factor or only:
+            raise ConfigError("--base-impl and --candidate-impl choose what is measured; leave out --factor and --only")
+        return base_impl, candidate_impl
+    raise ConfigError(
+        "two arms are needed: --base and --candidate (a revision, a folder or a wheel each), or --base-impl and "
+        "--candidate-impl (two implementations)"
+    )

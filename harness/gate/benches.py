@@ -1,0 +1,47 @@
+"""The servers of a pair: one of each arm and a second one of the base, started at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from ..measure.tasks import Bounds
+from ..run.executor import Executor, NoServerError, ServerError
+from .records import ArmLabel
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How an arm's servers are started, and what its launches are bound to."""
+
+    start: Callable[[], Executor]
+    bounds: Bounds | None = None
+    plugins: tuple[str, ...] = ()
+
+
+class BrokenCandidateError(Exception):
+    """The candidate's server does not start, and the base's do: its code cannot be imported."""
+
+
+def start_all(benches: Mapping[ArmLabel, Bench], stack: ExitStack) -> dict[ArmLabel, Executor]:
+    """A server of each bench, closed with the stack. At once, since one that starts keeps a core busy and nothing is timed.
+
+    Errors: `NoServerError`, or `BrokenCandidateError` where the base's servers start.
+    """
+    with ThreadPoolExecutor(len(benches)) as pool:
+        futures = {label: pool.submit(bench.start) for label, bench in benches.items()}
+    servers: dict[ArmLabel, Executor] = {}
+    failures: dict[ArmLabel, ServerError] = {}
+    for label, future in futures.items():
+        try:
+            servers[label] = future.result()
+            stack.callback(servers[label].close)
+        except ServerError as error:
+            failures[label] = error
+    if failures.keys() == {"candidate"}:
+        raise BrokenCandidateError(f"its server does not start: {failures['candidate']}")
+    if failures:
+        raise NoServerError("; ".join(f"{label}: {error}" for label, error in failures.items()))
+    return servers

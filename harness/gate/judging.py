@@ -1,0 +1,90 @@
+"""From a gate's pairs to its verdicts: the rule's rulings, and what failures, refusals and contamination make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..exit_codes import Exit, of_judgements
+from ..records import FAILURES, Outcome
+from ..verdicts.judgement import Effect, Judgement, Verdict
+from ..verdicts.paired import Ruling, contamination, effect_of, rule
+from .pairs import Pairs
+from .records import ArmLabel, Comparison, GateLaunch
+
+_MEASURED = frozenset({Verdict.REGRESSED, Verdict.IMPROVED, Verdict.EQUIVALENT, Verdict.INCONCLUSIVE})
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """The verdict of each comparison, those that neither arm can run with their reasons, and what the control says.
+
+    `control` is the effect between two servers of the base; None where there are too few pairs.
+    """
+
+    judgements: tuple[Judgement, ...]
+    refused: Mapping[str, str]
+    control: Effect | None
+    is_contaminated: bool
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether anything was compared at all."""
+        return any(each.verdict in _MEASURED for each in self.judgements)
+
+    def exit_code(self, *, require_conclusive: bool = False) -> Exit:
+        """The code that a gate ends with."""
+        return of_judgements(
+            self.judgements, is_contaminated=self.is_contaminated, require_conclusive=require_conclusive
+        )
+
+
+def judge(
+    comparisons: Iterable[Comparison], refused: Mapping[str, tuple[str, ...]], launches: Iterable[GateLaunch]
+) -> GateResult:
+    """Judge what was measured; the same launches give the same result."""
+    pairs = Pairs.of(launches)
+    is_contaminated = contamination(pairs.control) is not None
+    judgements: list[Judgement] = []
+    neither = {name: "; ".join(reasons) for name, reasons in refused.items()}
+    alive = [each for each in comparisons if each.key not in pairs.ends]
+    rulings = rule({each.key: pairs.of_comparison(each.key) for each in alive})
+    for comparison in comparisons:
+        if comparison.key in rulings:
+            judgements.append(_judgement(comparison, rulings[comparison.key], is_contaminated=is_contaminated))
+            continue
+        ended = _ended(comparison, pairs.ends[comparison.key])
+        if isinstance(ended, str):
+            neither[comparison.name] = ended
+        else:
+            judgements.append(ended)
+    return GateResult(tuple(judgements), neither, effect_of(pairs.control), is_contaminated)
+
+
+def _judgement(comparison: Comparison, ruling: Ruling, *, is_contaminated: bool) -> Judgement:
+    verdict, reason = ruling.verdict, ruling.reason
+    if is_contaminated and verdict in (Verdict.REGRESSED, Verdict.IMPROVED):
+        verdict, reason = Verdict.INCONCLUSIVE, f"{reason}; the control says that identical code differs here"
+    return Judgement(comparison.candidate.id, comparison.name, verdict, reason, ruling.effect)
+
+
+def _ended(comparison: Comparison, ends: Mapping[ArmLabel, GateLaunch]) -> Judgement | str:
+    """What is said of a comparison that ended without a time; the reason alone where neither arm can run it."""
+    base, candidate = ends.get("base"), ends.get("candidate")
+    judgement = Judgement(comparison.candidate.id, comparison.name, Verdict.NEW, "")
+    if candidate is None:
+        return judgement.demoted(Verdict.NEW, f"the base ended {_words(base)}; there is nothing to compare with")
+    if candidate.outcome in FAILURES:
+        before = f"; the base ended {base.outcome}" if base else ""
+        return judgement.demoted(Verdict.FAILED, f"the candidate ended {_words(candidate)}{before}")
+    if base is not None and base.outcome not in FAILURES:
+        return f"neither arm can run it; the candidate ended {_words(candidate)}"
+    if candidate.outcome is Outcome.UNSUPPORTED:
+        return judgement.demoted(Verdict.MISSING, f"the base has it; the candidate ended {_words(candidate)}")
+    return judgement.demoted(Verdict.FAILED, f"the base has it; the candidate ended {_words(candidate)}")
+
+
+def _words(launch: GateLaunch | None) -> str:
+    if launch is None:
+        return "without a record"
+    return f"{launch.outcome}: {launch.detail}" if launch.detail else str(launch.outcome)

@@ -1,0 +1,78 @@
+"""From a gate's launches to the pairs that are judged, and what happened to comparisons that have none."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ..records import Outcome
+from ..verdicts.paired import Pair, Series, Timing
+from .records import CONTROL, ArmLabel, GateLaunch, Stage
+
+_Place = tuple[Stage, int]
+
+
+@dataclass
+class Pairs:
+    """What has been measured: the pairs of each comparison, and the launch that ended a comparison in an arm."""
+
+    series: dict[str, Series] = field(default_factory=dict)
+    ends: dict[str, dict[ArmLabel, GateLaunch]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, launches: Iterable[GateLaunch]) -> Pairs:
+        """Of the attempts at a launch the first that is not void counts, else the last; half a pair does not count, nor does
+        one that was measured anew from other servers.
+        """
+        chosen: dict[tuple[str, Stage, int], dict[ArmLabel, GateLaunch]] = defaultdict(dict)
+        pairs = cls()
+        for launch in launches:
+            at = chosen[launch.comparison, launch.stage, launch.pair]
+            if any(each.servers != launch.servers for each in at.values()):
+                at.clear()
+            if launch.arm not in at or at[launch.arm].void:
+                at[launch.arm] = launch
+            if launch.outcome is not Outcome.OK:
+                pairs.ends.setdefault(launch.comparison, {}).setdefault(launch.arm, launch)
+        found: dict[str, dict[_Place, Pair]] = defaultdict(dict)
+        for (key, stage, number), at in chosen.items():
+            pair = _pair(at.get("base"), at.get("control" if key == CONTROL else "candidate"))
+            if pair is not None:
+                found[key][stage, number] = pair
+        pairs.series = {key: _series(each) for key, each in found.items()}
+        return pairs
+
+    def of_comparison(self, key: str) -> Series:
+        """The pairs of one comparison; none yet is none."""
+        return self.series.get(key, Series())
+
+    @property
+    def control(self) -> tuple[Pair, ...]:
+        """The pairs of base against base."""
+        series = self.of_comparison(CONTROL)
+        return (*series.screen, *series.after)
+
+
+def timing_of(launch: GateLaunch) -> Timing | None:
+    """What a launch says of time; None where it was not timed."""
+    if launch.outcome is not Outcome.OK or launch.samples is None:
+        return None
+    return Timing(statistics.median(launch.samples.times_s), min(launch.samples.times_s))
+
+
+def _pair(base: GateLaunch | None, candidate: GateLaunch | None) -> Pair | None:
+    if base is None or candidate is None:
+        return None
+    first, second = timing_of(base), timing_of(candidate)
+    return Pair(first, second) if first and second else None
+
+
+def _series(pairs: dict[_Place, Pair]) -> Series:
+    """In the order of their numbers; the two stages apart."""
+    ordered = sorted(pairs.items(), key=lambda item: item[0][1])
+    return Series(
+        screen=tuple(pair for (stage, _), pair in ordered if stage == "screen"),
+        after=tuple(pair for (stage, _), pair in ordered if stage == "after"),
+    )

@@ -1,0 +1,45 @@
+"""What a person sees while a gate is measured: one line a pair of servers on standard error, and what went wrong."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from ..records import Event, Notice, Outcome
+from ..verdicts.paired import SCREEN_PAIRS
+from .records import CONTROL, Comparison, Gate, GateLaunch
+from .schedule import Next
+
+
+class GateProgress:
+    """Plain lines, in a log as on a terminal: a pair takes seconds."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self._void = 0
+
+    def pairing(self, step: Next, gate: Gate) -> None:
+        """A pair of servers is about to start."""
+        count = sum(each.key != CONTROL for each in step.comparisons)
+        of_screen = f" of {SCREEN_PAIRS}" if step.stage == "screen" else ""
+        words = "screen" if step.stage == "screen" else "after the screen"
+        void = f", {self._void} void launches repeated" if self._void else ""
+        self._say(
+            f"{words}: pair {step.pair + 1}{of_screen}, {count} cells, {time.monotonic() - self._begin:.0f} s{void}"
+        )
+
+    def launched(self, comparison: Comparison, launch: GateLaunch) -> None:
+        """Only what went wrong is worth a line."""
+        self._void += bool(launch.void)
+        if launch.outcome is not Outcome.OK:
+            self._say(f"{launch.arm} {launch.name}: {launch.outcome}{': ' if launch.detail else ''}{launch.detail}")
+
+    def noted(self, event: Event) -> None:
+        """Notices, and what could not be prepared."""
+        text = event.text if isinstance(event, Notice) else getattr(event, "failure", "")
+        if text:
+            self._say(text)
+
+    @staticmethod
+    def _say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the output

@@ -1,0 +1,95 @@
+"""What is stored of a gate: `gate.json`, launches and events. Times in seconds."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..cell import Cell
+from ..records import SCHEMA_VERSION, Measurement
+from ..store import Folder
+
+#: The key of the comparison between two servers of the base.
+CONTROL = "control"
+
+ArmLabel = Literal["base", "candidate", "control"]
+#: Before what the screen says is known, and after it: pairs that confirm, or that make an interval narrower.
+Stage = Literal["screen", "after"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True, allow_inf_nan=False
+    )
+
+
+class Comparison(_Record):
+    """Two cells that are measured in pairs: the same one of two arms, or two implementations of one problem.
+
+    `extra_percent`: of the candidate's calls that are counted, so many percent more are made (a proof's injected slowdown).
+    """
+
+    key: str
+    name: str
+    base: Cell
+    candidate: Cell
+    extra_percent: int = 0
+
+
+class ArmInfo(_Record):
+    """What an arm was made of. `digest` is that of the files under test: a gate does not go on with others."""
+
+    given: str
+    revision: str = ""
+    factor: str = ""
+    digest: str = ""
+
+
+class GateLaunch(Measurement):
+    """One forked process of one arm of a pair; a line of `launches.jsonl`."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
+    comparison: str
+    arm: ArmLabel
+    stage: Stage
+    pair: int
+    attempt: int
+    servers: int  # counts the pairs of servers of a gate: both launches of a pair have the same
+    name: str
+    ended_at: str
+
+
+class GateInfo(_Record):
+    """`gate.json`: everything that was fixed before the first launch."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
+    id: str
+    name: str
+    created_at: str
+    config_source: str
+    config_text: str
+    overrides: tuple[str, ...] = ()
+    config: dict[str, Any]
+    device: str
+    plugins: tuple[str, ...] = ()
+    versions: dict[str, str]
+    environment: dict[str, Any]
+    comparisons: tuple[Comparison, ...]
+    control: Comparison
+    refused: dict[str, tuple[str, ...]] = {}
+    base: ArmInfo
+    candidate: ArmInfo
+    is_of_implementations: bool = False
+    seed: int
+    max_minutes: float | None = None
+    attnbench_version: str
+
+
+class Gate(Folder[GateInfo, GateLaunch]):
+    """One gate's folder."""
+
+    description_file = "gate.json"
+    words = "gate"
+    info_type = GateInfo
+    launch_type = GateLaunch
