@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..impls import BrokenImplementationError, Device, get, names
 from .config import SweepConfig
+from .console import console as open_console
 from .plan import Plan
 from .records import SessionEnded
 from .store import Run
@@ -40,7 +41,7 @@ def print_implementations(device: Device) -> None:
         said = "no: " + "\n    ".join(reasons) if reasons else "available"
         options = "".join(f"\n  option {key}: {option.words}" for key, option in implementation.options.items())
         table.add_row(escape(name), escape(implementation.summary + options), escape(said))
-    _console().print(table)
+    open_console().print(table)
 
 
 def available_names(device: Device) -> list[str]:
@@ -55,7 +56,7 @@ def available_names(device: Device) -> list[str]:
 
 def print_conformance(found: Conformance) -> None:
     """How many cases were right, refused and failed, each with its reasons; then the smallest that fails."""
-    console, device = _console(), found.asked.device
+    console, device = open_console(), found.asked.device
     total = len(found.cases) + found.not_run
     title = f"{found.asked.arm} on {device} ({device.name}): {total} cases"
     table = Table("cases", "", "why", title=escape(title), title_justify="left")
@@ -76,7 +77,7 @@ def print_conformance(found: Conformance) -> None:
 
 def print_plan(plan: Plan, config: SweepConfig, device: Device) -> None:
     """What a run would do, and what it would not."""
-    console = _console()
+    console = open_console()
     protocol = config.protocol
     unmeasured = {*plan.refused, *plan.broken}
     measured = [cell for cell in plan.cells if cell.id not in unmeasured]
@@ -103,13 +104,13 @@ def print_results(run: Run) -> None:
     from ..reports import clock_check, frame, goals, tables
 
     cells = frame.cells(run)
-    _console().print(tables.winners_table(cells))
+    open_console().print(tables.winners_table(cells))
     promised = goals.table(run)
     if len(promised):
-        _console().print(tables.for_terminal(promised, "Goals"))
+        open_console().print(tables.for_terminal(promised, "Goals"))
     checked = clock_check.table(run)
     if len(checked):
-        _console().print(tables.for_terminal(checked, clock_check.summary(checked)))
+        open_console().print(tables.for_terminal(checked, clock_check.summary(checked)))
     drift = frame.control_drift(run)
     if drift is not None:
         print(f"control cell: launches within {drift:.1%} of each other")
@@ -119,7 +120,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     """What makes the machine noisy; then how far apart launches lie, and what a gate could see."""
     from .doctor import table
 
-    console = _console()
+    console = open_console()
     console.print(table.table_of(diagnosis))
     for line in table.lines_of(diagnosis):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -148,9 +149,3 @@ def _print_counted(console: Console, title: str, reasons: Counter[str]) -> None:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-def _console() -> Console:
-    """As wide as the terminal; in a log, wide enough for a table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
