@@ -101,10 +101,10 @@ def weaknesses(baseline: Run) -> list[str]:
     none = sum(not servers for servers in timed.values())
     found = []
     if few:
-        found.append(f"{few} cells have fewer than {FEWEST_LAUNCHES} launches from as many servers, so that no verdict "
-                     f"rests on them; measure with protocol.launches={FEWEST_LAUNCHES}")  # fmt: skip
+        found.append(f"no verdict rests on {few} of {len(timed)} cells, which have fewer than {FEWEST_LAUNCHES} launches "
+                     f"from as many servers; measure with --set protocol.launches={FEWEST_LAUNCHES}")  # fmt: skip
     if none:
-        found.append(f"{none} cells have no time")
+        found.append(f"{none} of {len(timed)} cells have no time")
     if not torch_facts(baseline.events()):
         found.append("torch's facts were not recorded, and without them no fingerprint is equal")
     return found

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
 
 from ..harness.baselines import size_bytes
 from ..harness.environment import machine_name
@@ -15,6 +16,7 @@ from ..harness.records import Notice
 from ..harness.store import Run
 from . import format as fmt
 from . import frame
+from .tables import for_terminal
 
 
 def row(baseline: Run) -> dict[str, Any]:
@@ -54,6 +56,12 @@ def cells(baseline: Run) -> pd.DataFrame:
 def notices(baseline: Run) -> list[str]:
     """What the baseline says of itself."""
     return [event.text for event in baseline.events() if isinstance(event, Notice)]
+
+
+def show(tables: Mapping[str, pd.DataFrame], console: Console) -> None:
+    """Print tables with every row, each under its title."""
+    for title, table in tables.items():
+        console.print(for_terminal(table, title, most_rows=len(table)))
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:

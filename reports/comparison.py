@@ -142,7 +142,7 @@ def _of_environments(comparison: Comparison) -> Iterator[str]:
     elif comparison.baseline and count:
         yield f"some implementations are not comparable: strict fields differ ({count})"
     elif count:
-        yield (f"warning: the environments differ in {count} strict fields, which may be all of an effect; "
+        yield (f"warning: strict fields of the environments differ ({count}), which may be all of an effect; "
                f"measure both sides here: {comparison.instead}")  # fmt: skip
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,9 +14,6 @@ from ..store import Run, StoreError
 from .app import app
 from .edge import RunArgument, stated_errors
 from .judging import RootOption
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 group = typer.Typer(
     help="Keep runs as baselines that later runs are compared with.", no_args_is_help=True, rich_markup_mode=None
@@ -59,8 +55,8 @@ def list_(root: RootOption = baselines.ROOT) -> None:
             except StoreError as error:
                 damaged.append(error)
         if found:
-            _print({"Baselines": baseline.listing(found)})
-        else:
+            baseline.show({"Baselines": baseline.listing(found)}, console())
+        elif not damaged:
             print(f"no baselines in {root}; keep a run as one with: attnbench baseline save RUN NAME")
         for each in damaged:
             print(f"attnbench: {each}", file=sys.stderr)
@@ -74,7 +70,7 @@ def show(name: NameArgument, root: RootOption = baselines.ROOT) -> None:
         from ...reports import baseline
 
         found = baselines.find(root, name)
-        _print({"What a run must equal": baseline.fields(found), "Cells": baseline.cells(found)})
+        baseline.show({"What a run must equal": baseline.fields(found), "Cells": baseline.cells(found)}, console())
         for notice in (*baseline.notices(found), *found.notices):
             print(f"notice: {notice}", file=sys.stderr)
         for weakness in baselines.weaknesses(found):
@@ -87,11 +83,3 @@ def remove(name: NameArgument, root: RootOption = baselines.ROOT) -> None:
     with stated_errors():
         baselines.remove(root, name)
         print(f"removed {root / name}")
-
-
-def _print(tables: Mapping[str, DataFrame]) -> None:
-    """Every row of each."""
-    from ...reports.tables import for_terminal
-
-    for title, table in tables.items():
-        console().print(for_terminal(table, title, most_rows=len(table)))

@@ -101,13 +101,13 @@ def _ending(found: Comparison, *, require_conclusive: bool) -> Exit:
     """The code, and on standard error what a log should say of it."""
     judgements = found.judged.judgements
     code = of_judgements(judgements, require_conclusive=require_conclusive)
+    fields = ", ".join(each.field for each in found.differences)
     if found.is_refused:
-        fields = ", ".join(each.field for each in found.differences)
         print(f"attnbench: {found.candidate.id} cannot be compared with baseline {found.baseline}: these differ: {fields}; "
               f"measure both sides here: {found.instead}", file=sys.stderr)  # fmt: skip
         return code if code in (Exit.REGRESSION, Exit.CELLS_FAILED) else Exit.NOT_COMPARABLE
     if not found.baseline and found.differences:
-        print(f"warning: the environments differ in {len(found.differences)} strict fields", file=sys.stderr)
+        print(f"warning: the environments differ: {fields}", file=sys.stderr)
     inconclusive = sum(each.verdict is Verdict.INCONCLUSIVE for each in judgements)
     if inconclusive:
         print(f"warning: {inconclusive} of {len(judgements)} cells are inconclusive", file=sys.stderr)

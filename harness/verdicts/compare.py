@@ -123,7 +123,8 @@ def _with_times(base: Standing, candidate: Standing, drift: Drift | None, barred
         return Verdict.NOT_COMPARABLE, barred[candidate.cell.implementation], None
     effect, is_interval = _shift(base, candidate)
     verdict, remark = _verdict(effect, min(_independent(base), _independent(candidate)), drift)
-    counts = f"{len(base.launches)} and {len(candidate.launches)} launches"
+    void = sum(bool(launch.void) for launch in (*base.launches, *candidate.launches))
+    counts = f"{len(base.launches)} and {len(candidate.launches)} launches{f' ({void} void)' if void else ''}"
     kind = "" if is_interval else ", the range"
     ran = "" if base.backend == candidate.backend else f"; ran {base.backend or 'unknown'}, now {candidate.backend}"
     return verdict, f"{counts}: {effect}{kind}; {remark}{ran}", effect

@@ -82,6 +82,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         versions: Mapping[str, str] = VERSIONS,
         torch_facts: Mapping[str, str] = TORCH_FACTS,
         backend: str = "",
+        void: str = "",
     ) -> Path:
         """Every cell takes `times_s` of its name, else a millisecond, times `slower`; None as an end leaves it unmeasured."""
         info = RunInfo(
@@ -103,7 +104,7 @@ def make_run(tmp_path: Path) -> MakeRun:
                 samples = Samples(repeats=1, times_s=times, stop="precision", warmup_calls=1, warmup_s=0.1)
                 run.append(Launch(
                     outcome=end, detail="" if end is Outcome.OK else f"it ended as {end}", cell=of.id, name=of.name,
-                    implementation=of.implementation, round=round_, attempt=0, position=position, backend=backend,
+                    implementation=of.implementation, round=round_, attempt=0, position=position, backend=backend, void=void,
                     server=f"s{round_ % servers}", started_at="", samples=samples if end is Outcome.OK else None,
                 ))  # fmt: skip
         run.append(SessionEnded(at="", status="finished", wall_s=1, split_s={"rest": 1.0}))

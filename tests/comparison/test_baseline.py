@@ -140,8 +140,8 @@ def test_what_says_little_is_said(attnbench: Command, make_run: MakeRun, cells: 
     """Too few launches, cells without a time and missing facts are warned of when there is still time to measure again."""
     ends = {cells[2].name: Outcome.CRASHED}
     done = save(attnbench, make_run("run", cells, launches=3, ends=ends, torch_facts={}))
-    assert "warning: 2 cells have fewer than 8 launches" in done.stderr
-    assert "warning: 1 cells have no time" in done.stderr
+    assert "warning: no verdict rests on 2 of 3 cells, which have fewer than 8 launches" in done.stderr
+    assert "warning: 1 of 3 cells have no time" in done.stderr
     assert "torch's facts were not recorded" in done.stderr
     nothing = make_run("nothing", cells, ends=dict.fromkeys((each.name for each in cells), Outcome.ERROR), control=None)
     refused = attnbench("baseline", "save", nothing, "empty")
@@ -196,4 +196,4 @@ def test_measured_here(attnbench: Command, tmp_path: Path) -> None:
     description: dict[str, Any] = json.loads((other / RUN_FILE).read_text())
     description["environment"]["strict"]["kernel"] = "Linux 2.4"
     (other / RUN_FILE).write_text(json.dumps(description))
-    assert "warning: the environments differ in 1 strict fields" in attnbench("compare", run, other).stderr
+    assert "warning: the environments differ: kernel\n" in attnbench("compare", run, other).stderr

@@ -177,13 +177,17 @@ def test_environments_are_listed(attnbench: Command, make_run: MakeRun, few: lis
         assert row in done.stdout
     assert "elsewhere" not in done.stdout
     assert "attnbench gate test.yaml --base REV --candidate REV" in done.stdout
-    assert "warning: the environments differ in 7 strict fields" in done.stderr
+    assert "warning: the environments differ: kernel, libc, versions.python" in done.stderr
+    assert "strict fields of the environments differ (7)" in done.stdout
 
 
-def test_backend_that_changed_is_said(attnbench: Command, make_run: MakeRun, few: list[Cell]) -> None:
-    """A slowdown whose backend is another one is explained by it."""
-    base, candidate = make_run("base", few, backend="flash"), make_run("candidate", few, backend="math", slower=2)
-    assert "beyond 5 %; ran flash, now math" in attnbench("compare", base, candidate, "--format", "markdown").stdout
+def test_what_may_explain_it_is_said(attnbench: Command, make_run: MakeRun, few: list[Cell]) -> None:
+    """A slowdown whose backend is another one, or whose launches were disturbed, says so."""
+    base = make_run("base", few, backend="flash")
+    candidate = make_run("candidate", few, backend="math", slower=2, void="a thread waited")
+    done = attnbench("compare", base, candidate, "--format", "markdown")
+    assert "beyond 5 %; ran flash, now math" in done.stdout
+    assert "8 and 8 launches (8 void): slower by" in done.stdout
 
 
 def test_hostile_names(attnbench: Command, make_run: MakeRun, cell: MakeCell) -> None:
