@@ -61,5 +61,27 @@ class Cell(BaseModel):
     @property
     def name(self) -> str:
         """`chunked/b1-h8/2-s1024-d64-bfloat16-causal/forward`, and conditions that are not the default."""
+        return f"{self.arm}/{self.group}"
+
+    @property
+    def group(self) -> str:
+        """What implementations are compared on: problem, pass, and conditions that are not the default."""
         conditions = str(self.conditions)
-        return f"{self.arm}/{self.problem}/{self.passes}" + (f"/{conditions}" if conditions else "")
+        return f"{self.problem}/{self.passes}" + (f"/{conditions}" if conditions else "")
+
+    @property
+    def axes(self) -> dict[str, str | int]:
+        """The sizes and words of problem, pass and conditions, by name."""
+        problem = self.problem
+        return {
+            "batch": problem.batch,
+            "heads_q": problem.heads_q,
+            "heads_kv": problem.heads_kv,
+            "seq_q": problem.seq_q,
+            "seq_kv": problem.seq_kv,
+            "head_dim": problem.head_dim,
+            "dtype": problem.dtype,
+            "mask": str(problem.mask),
+            "pass": self.passes,
+            "conditions": str(self.conditions),
+        }

@@ -31,25 +31,8 @@ def cells_by_id(run: Run) -> dict[str, Cell]:
 
 def cell_facts(cell: Cell) -> dict[str, Any]:
     """A cell's axes, one column each."""
-    problem, conditions = cell.problem, cell.conditions
-    return {
-        "cell": cell.id,
-        "name": cell.name,
-        "implementation": cell.implementation,
-        "arm": cell.arm,
-        "problem": str(problem),
-        "batch": problem.batch,
-        "heads_q": problem.heads_q,
-        "heads_kv": problem.heads_kv,
-        "seq_q": problem.seq_q,
-        "seq_kv": problem.seq_kv,
-        "head_dim": problem.head_dim,
-        "dtype": problem.dtype,
-        "mask": str(problem.mask),
-        "pass": cell.passes,
-        "conditions": str(conditions),
-        "flops": problem.flops(cell.passes),
-    }
+    facts = {"cell": cell.id, "name": cell.name, "implementation": cell.implementation, "arm": cell.arm}
+    return {**facts, "problem": str(cell.problem), **cell.axes, "flops": cell.problem.flops(cell.passes)}
 
 
 def row(cell: Cell, launch: Launch) -> dict[str, Any]:
