@@ -16,6 +16,8 @@ from ..store import Run
 from .app import app
 from .edge import RunArgument, fail, stated_errors, write_file
 
+_FORMATS = "csv, parquet, markdown, pytest-benchmark or github-action-benchmark."
+
 
 @app.command()
 def report(
@@ -40,10 +42,13 @@ def report(
 @app.command()
 def export(
     run: RunArgument,
-    format_: Annotated[str, typer.Option("--format", metavar="csv|parquet|markdown", help="What to write.")] = "csv",
+    format_: Annotated[str, typer.Option("--format", metavar="NAME", help=_FORMATS)] = "csv",
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to; standard output if not given.")] = None,
 ) -> None:
-    """Write a run's launches (csv, parquet) or its tables (markdown)."""
+    """Write a run's launches (csv, parquet), its tables (markdown), or the times of its cells for another tool.
+
+    A cell that failed, was refused or ran out of time or memory has no time: it is no entry of either tool's file.
+    """
     with stated_errors():
         from ...reports.export import FormatError
         from ...reports.export import export as export_run

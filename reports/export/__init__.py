@@ -8,7 +8,7 @@ from importlib import import_module
 from ...harness.store import Run
 from ...impls import choices
 
-FORMATS = ("csv", "markdown", "parquet")
+FORMATS = ("csv", "github-action-benchmark", "markdown", "parquet", "pytest-benchmark")
 
 
 class FormatError(ValueError):
@@ -19,5 +19,5 @@ def export(run: Run, format_: str) -> str | bytes:
     """A run in a format. Errors: `FormatError`, `StoreError`."""
     if format_ not in FORMATS:
         raise FormatError(f"unknown format {format_!r}{choices(format_, FORMATS, 'formats')}")
-    write: Callable[[Run], str | bytes] = import_module(f".{format_}", __package__).write
+    write: Callable[[Run], str | bytes] = import_module(f".{format_.replace('-', '_')}", __package__).write
     return write(run)
