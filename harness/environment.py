@@ -145,6 +145,13 @@ def machine_name(environment: Mapping[str, Any]) -> str:
     return ", ".join(words + ([str(gpu.get("name"))] if isinstance(gpu, Mapping) and "name" in gpu else []))
 
 
+def machine_slug() -> str:
+    """The CPU's name for a file: `amd-epyc-25-1`, with family and model, which tell generations apart."""
+    facts = _cpu_facts()
+    words = " ".join(facts.get(key, "") for key in ("model name", "cpu family", "model")) or platform.machine()
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") or "unknown"
+
+
 def _stated(key: str, value: Any) -> Any:
     return {"unreadable": f"this platform does not show {key}"} if value is None or value == "" else value
 

@@ -103,7 +103,7 @@ class Folder(Generic[_Info, _Line]):
         line = (record.model_dump_json(exclude_defaults=True, exclude={"schema_version", "event"})[1:]).encode()
         tag = f'"schema":{SCHEMA_VERSION}' if is_launch else f'"event":"{getattr(record, "event", "")}"'
         try:
-            _append(file, b"{" + tag.encode() + (b"," if line != b"}" else b"") + line + b"\n")
+            append_line(file, b"{" + tag.encode() + (b"," if line != b"}" else b"") + line + b"\n")
         except OSError as error:
             raise StoreError(cannot("write", file, error)) from error
 
@@ -151,7 +151,7 @@ class Run(Folder[RunInfo, Launch]):
     launch_type = Launch
 
 
-def _append(file: Path, line: bytes) -> None:
+def append_line(file: Path, line: bytes) -> None:
     """Append a whole line; what a killed writer tore before is cut off first, and a line that does not fit leaves no trace."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -22,7 +22,7 @@ from ..harness.records import Notice, SessionEnded
 from ..harness.verdicts.judgement import Judgement, Verdict
 from . import forest
 from . import format as fmt
-from .comparison import Document
+from .document import Document
 from .page import full_protocol, rendered, words_of, write_text
 
 _ORDER = (

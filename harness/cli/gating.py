@@ -12,17 +12,21 @@ from ..config import ConfigError, load_config
 from ..exit_codes import Exit
 from ..plugins import load_plugins
 from .app import app
-from .edge import ConfigArgument, OnlyOption, PluginOption, SetOption, fail, split_names, stated_errors
+from .edge import OnlyOption, PluginOption, SetOption, fail, split_names, stated_errors
 
 if TYPE_CHECKING:
     from ..gate import gates
 
 _ARM = "REV|PATH|WHEEL"
+PROOF = Path("results/proof")
 
 
 @app.command()
 def gate(
-    config: ConfigArgument,
+    config: Annotated[
+        str,
+        typer.Argument(metavar="[CONFIG]", help="A YAML file, or the name of a shipped config; prove with --prove."),
+    ] = "",
     base: Annotated[str | None, typer.Option(metavar=_ARM, help="What the candidate is held against.")] = None,
     candidate: Annotated[str | None, typer.Option(metavar=_ARM, help="What may be slower.")] = None,
     base_impl: Annotated[str | None, typer.Option(metavar="NAME", help="An implementation in place of a base.")] = None,
@@ -37,19 +41,41 @@ def gate(
     only: OnlyOption = None,
     max_minutes: Annotated[float | None, typer.Option(min=0.1, help="Stop then; what is open is INCONCLUSIVE.")] = None,
     require_conclusive: Annotated[bool, typer.Option("--require-conclusive", help="Exit 11 if inconclusive.")] = False,
-    out: Annotated[Path, typer.Option(metavar="ROOT", help="Where the gate's folder is made.")] = Path("results/runs"),
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Prove the gate on this machine, with sweeps of one code.")
+    ] = False,
+    sweeps: Annotated[
+        int, typer.Option(min=0, help="With --prove: sweeps to measure; 0 shows those that are kept.")
+    ] = 1,
+    under_load: Annotated[
+        bool, typer.Option("--under-load", help="With --prove: while another process loads one core on and off.")
+    ] = False,
+    simulate: Annotated[
+        int, typer.Option(min=0, help="With --prove: sweeps to simulate as well, 10000 in minutes.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="ROOT", help="Where to: results/runs, or results/proof with --prove.")
+    ] = None,
 ) -> None:
     """Measure two versions in pairs on this machine and judge them: exit 10 only where a cell is slower."""
     with stated_errors():
         from ..gate import gates
 
+        if prove:
+            if base or candidate or base_impl or candidate_impl:
+                raise ConfigError("--prove compares this code with itself; leave out the arms")
+            _prove(config or "prove", set_ or [], sweeps, out or PROOF, under_load=under_load, simulate=simulate)
+        if not config:
+            raise ConfigError("a CONFIG is needed: a YAML file, or the name of a shipped config such as ci")
         names = _asked(base, candidate, base_impl, candidate_impl, factor, only)
         failed = load_plugins(plugin or [])
         is_of_implementations = base_impl is not None
         chosen = [name.partition("[")[0] for name in names] if is_of_implementations else split_names(only)
         loaded = load_config(config, overrides=set_ or (), only=chosen, tolerate_unknown=bool(failed))
         asked = gates.Asked(*names, is_of_implementations, factor, tuple(plugin or ()), max_minutes)
-        carry_out_gate(gates.begin(loaded, out, asked, failed), require_conclusive=require_conclusive)
+        carry_out_gate(
+            gates.begin(loaded, out or Path("results/runs"), asked, failed), require_conclusive=require_conclusive
+        )
 
 
 def carry_out_gate(ready: gates.Ready, *, require_conclusive: bool) -> NoReturn:
@@ -95,3 +121,23 @@ def _asked(
         "two arms are needed: --base and --candidate (a revision, a folder or a wheel each), or --base-impl and "
         "--candidate-impl (two implementations)"
     )
+
+
+def _prove(config: str, settings: list[str], sweeps: int, out: Path, *, under_load: bool, simulate: int) -> NoReturn:
+    """Measure sweeps of one code, keep them, and print what all that are kept prove."""
+    from ...reports import proof as report
+    from ..console import console
+    from ..environment import machine_slug
+    from ..gate import proof, proof_records
+    from ..gate.progress import GateProgress
+
+    code = Exit.PASS
+    for number in range(sweeps):
+        print(f"sweep {number + 1} of {sweeps}", file=sys.stderr)
+        kept, ending = proof.sweep(config, settings, "toggling" if under_load else "quiet", GateProgress())
+        if kept is None:
+            code = {"interrupted": Exit.INTERRUPTED, "no server": Exit.NO_SERVER}.get(ending.status, Exit.CELLS_FAILED)
+            break
+        print(proof_records.append_sweep(out, machine_slug(), kept), file=sys.stderr)
+    report.document(proof_records.read_sweeps(out), simulate).show(console())
+    raise typer.Exit(code)

@@ -84,7 +84,7 @@ def begin(loaded: LoadedConfig, root: Path, asked: Asked, failed_plugins: Mappin
         raise ConfigError(
             "no cell of this configuration can run here, so there is nothing to gate; see `attnbench plan`"
         )
-    return _create(loaded, root, asked, Machine.found(config, device), comparisons, refused, plan)
+    return create(loaded, root, asked, Machine.found(config, device), comparisons, refused, plan)
 
 
 def reopen(gate: Gate, plugins: Sequence[str]) -> Ready:
@@ -111,10 +111,11 @@ def open_either(path: Path) -> Run | Gate:
     return Gate.open(path) if is_gate(path) else Run.open(path)
 
 
-def _create(
+def create(
     loaded: LoadedConfig, root: Path, asked: Asked, machine: Machine, comparisons: tuple[Comparison, ...],
-    refused: dict[str, tuple[str, ...]], plan: Plan,
+    refused: dict[str, tuple[str, ...]], plan: Plan, families: tuple[tuple[str, ...], ...] = (),
 ) -> Ready:  # fmt: skip
+    """A gate's folder with what is compared in it. Errors: `StoreError`."""
     config, control = loaded.config, plan.control[0]
     info = GateInfo(
         id=new_id(root, f"gate-{config.name}"),
@@ -134,6 +135,7 @@ def _create(
         base=ArmInfo(given=asked.base, factor=asked.factor),
         candidate=ArmInfo(given=asked.candidate, factor=asked.factor),
         is_of_implementations=asked.is_of_implementations,
+        families=families,
         seed=config.protocol.seed,
         max_minutes=asked.max_minutes,
         attnbench_version=importlib.metadata.version("attnbench"),

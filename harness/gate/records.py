@@ -58,6 +58,7 @@ class GateLaunch(Measurement):
     servers: int  # counts the pairs of servers of a gate: both launches of a pair have the same
     name: str
     ended_at: str
+    wall_s: float = 0.0
 
 
 class GateInfo(_Record):
@@ -81,6 +82,7 @@ class GateInfo(_Record):
     base: ArmInfo
     candidate: ArmInfo
     is_of_implementations: bool = False
+    families: tuple[tuple[str, ...], ...] = ()  # a proof judges several sweeps of one gate's launches, by their keys
     seed: int
     max_minutes: float | None = None
     attnbench_version: str

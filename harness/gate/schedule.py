@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..verdicts.paired import FIRST_LOOK_PAIRS, SCREEN_PAIRS, wanted_after
+from ..verdicts.paired import Series, wanted_after
 from .pairs import Pairs
-from .records import CONTROL, ArmLabel, Comparison, Stage
+from .records import CONTROL, ArmLabel, Comparison, GateInfo, Stage
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,12 @@ class Next:
     comparisons: tuple[Comparison, ...]
 
 
-def next_pair(comparisons: Sequence[Comparison], control: Comparison, pairs: Pairs, seed: int) -> Next | None:
+def next_pair(info: GateInfo, pairs: Pairs) -> Next | None:
     """The next pair of servers; None where everything that the rule wants is there.
 
     The screen goes on until each comparison has its pairs; a comparison that ended is left out. The control is in every pair.
     """
+    comparisons, control, seed = info.comparisons, info.control, info.seed
     alive = [each for each in comparisons if each.key not in pairs.ends]
     series = {each.key: pairs.of_comparison(each.key) for each in alive}
     unscreened = [each for each in alive if not series[each.key].is_screened]
@@ -32,18 +33,13 @@ def next_pair(comparisons: Sequence[Comparison], control: Comparison, pairs: Pai
         number = min(len(series[each.key].screen) for each in unscreened)
         todo = [each for each in unscreened if len(series[each.key].screen) == number]
         return _next("screen", number, todo, control, pairs, seed)
-    wanted = wanted_after(series)
+    wanted = _wanted(info.families or (tuple(series),), series)
     lacking = [each for each in alive if len(series[each.key].after) < wanted[each.key]]
     if not lacking:
         return None
     number = min(len(series[each.key].after) for each in lacking)
     todo = [each for each in lacking if len(series[each.key].after) == number]
     return _next("after", number, todo, control, pairs, seed)
-
-
-def most_pairs() -> int:
-    """The pairs of servers that a gate without a flagged comparison needs at least and, where intervals are wide, at most."""
-    return SCREEN_PAIRS + FIRST_LOOK_PAIRS
 
 
 def arms_in_order(comparison: Comparison, stage: Stage, pair: int, seed: int) -> tuple[ArmLabel, ArmLabel]:
@@ -54,9 +50,16 @@ def arms_in_order(comparison: Comparison, stage: Stage, pair: int, seed: int) ->
     return (other, "base") if swaps != bool(place) else ("base", other)
 
 
-def _next(
-    stage: Stage, number: int, todo: list[Comparison], control: Comparison, pairs: Pairs, seed: int
-) -> Next:  # fmt: skip
+def _wanted(families: Sequence[Sequence[str]], series: Mapping[str, Series]) -> dict[str, int]:
+    """The pairs after the screen that each comparison needs for every sweep that it is judged in."""
+    wanted = dict.fromkeys(series, 0)
+    for family in families:
+        found = wanted_after({key: series[key] for key in family if key in series})
+        wanted |= {key: max(count, wanted[key]) for key, count in found.items()}
+    return wanted
+
+
+def _next(stage: Stage, number: int, todo: list[Comparison], control: Comparison, pairs: Pairs, seed: int) -> Next:
     shuffled = [*todo, control] if CONTROL not in pairs.ends else list(todo)
     random.Random(f"{seed}:{stage}:{number}").shuffle(shuffled)
     return Next(stage, number, tuple(shuffled))

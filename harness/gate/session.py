@@ -98,7 +98,7 @@ class GateSession:
         self._prepare()
         while True:
             pairs = Pairs.of(self._launches)
-            step = next_pair(info.comparisons, info.control, pairs, info.seed)
+            step = next_pair(info, pairs)
             if step is None:
                 return Ending("finished")
             minutes = (time.perf_counter() - begin) / 60
@@ -138,16 +138,19 @@ class GateSession:
     def _compare(self, comparison: Comparison, step: Next, servers: Mapping[ArmLabel, Executor]) -> None:
         for arm in arms_in_order(comparison, step.stage, step.pair, self._gate.info.seed):
             for attempt in range(MOST_REPEATS + 1):
+                begin = time.perf_counter()
                 measurement = self._measure(comparison, step, arm, servers[arm])
-                if not self._store(measurement, comparison, step, arm, attempt).void:
+                seconds = time.perf_counter() - begin
+                if not self._store(measurement, comparison, step, arm, attempt, seconds).void:
                     break
 
     def _store(
-        self, measurement: Measurement, comparison: Comparison, step: Next, arm: ArmLabel, attempt: int
-    ) -> GateLaunch:
+        self, measurement: Measurement, comparison: Comparison, step: Next, arm: ArmLabel, attempt: int,
+        wall_s: float = 0.0,
+    ) -> GateLaunch:  # fmt: skip
         launch = GateLaunch(
             **dict(measurement), comparison=comparison.key, arm=arm, stage=step.stage, pair=step.pair, attempt=attempt,
-            servers=self._servers, name=_cell(comparison, arm).name, ended_at=now(),
+            servers=self._servers, name=_cell(comparison, arm).name, ended_at=now(), wall_s=wall_s,
         )  # fmt: skip
         self._gate.append(launch)
         self._launches.append(launch)

@@ -1,0 +1,118 @@
+"""What is kept of a proof's sweeps: their launches in a compact form, one sweep a line, so that figures accumulate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..store import StoreError, append_line, cannot
+from ..verdicts.paired import Pair, Series, Timing
+
+#: The injected slowdowns, in percent of work; 0 is the sweep of identical code.
+INJECTED = (0, 3, 5, 10)
+Load = Literal["quiet", "toggling"]
+#: Times as they are kept: medians and least samples of base and candidate, in seconds, six digits.
+_Times = tuple[float, float, float, float]
+
+
+class Kept(BaseModel):
+    """The pairs of one comparison: of the screen, and after it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    screen: tuple[_Times, ...]
+    after: tuple[_Times, ...] = ()
+
+    @classmethod
+    def of(cls, series: Series) -> Kept:
+        """Keep a series."""
+        return cls(screen=tuple(map(_times, series.screen)), after=tuple(map(_times, series.after)))
+
+    @property
+    def series(self) -> Series:
+        """The series again."""
+        return Series(tuple(map(_pair, self.screen)), tuple(map(_pair, self.after)))
+
+
+class ProofSweep(BaseModel):
+    """One sweep of a proof: what was compared with itself, and the injected slowdowns that rode along, by percent.
+
+    `twin` is the cell that the injected ones are a slower copy of: each of them takes its place in a sweep of as many cells.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    at: str
+    machine: str
+    fingerprint: str
+    attnbench: str
+    load: Load
+    seed: int
+    seconds: float
+    seconds_by_percent: dict[int, float] = {}
+    launches: int
+    void: int
+    same: dict[str, Kept]
+    twin: str
+    injected: dict[int, Kept]
+    control: Kept
+
+    @property
+    def date(self) -> str:
+        """The day it was measured, in UTC."""
+        return self.at[:10]
+
+    def family(self, percent: int) -> dict[str, Series]:
+        """The sweep of so many cells in which one is slower by so many percent of work; none is at 0."""
+        found = {key: kept.series for key, kept in self.same.items() if not percent or key != self.twin}
+        return found | ({INJECTED_KEY: self.injected[percent].series} if percent else {})
+
+
+INJECTED_KEY = "injected"
+
+
+def append_sweep(folder: Path, name: str, sweep: ProofSweep) -> Path:
+    """Append a sweep to a machine's file. Errors: `StoreError`."""
+    file = folder / f"{name}.jsonl"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        append_line(file, sweep.model_dump_json(exclude_defaults=True).encode() + b"\n")
+    except OSError as error:
+        raise StoreError(cannot("write", file, error)) from error
+    return file
+
+
+def read_sweeps(folder: Path) -> list[ProofSweep]:
+    """Every sweep of every machine. Errors: `StoreError`."""
+    found = []
+    for file in sorted(folder.glob("*.jsonl")):
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreError(cannot("read", file, error)) from error
+        for number, line in enumerate(lines, start=1):
+            try:
+                found.append(ProofSweep.model_validate(json.loads(line)))
+            except (ValidationError, json.JSONDecodeError) as error:
+                raise StoreError(f"{file}:{number} is no sweep of a proof: {str(error).splitlines()[0]}") from error
+    return found
+
+
+def keys_of_families(keys: Iterable[str], twin: str, injected: Mapping[int, str]) -> tuple[tuple[str, ...], ...]:
+    """The keys of each sweep that a proof's launches are judged as: that of identical code first."""
+    same = tuple(keys)
+    return (same, *((*(key for key in same if key != twin), key_of) for key_of in injected.values()))
+
+
+def _times(pair: Pair) -> _Times:
+    values = (pair.base.median_s, pair.base.least_s, pair.candidate.median_s, pair.candidate.least_s)
+    first, second, third, fourth = (float(f"{value:.6g}") for value in values)
+    return first, second, third, fourth
+
+
+def _pair(times: _Times) -> Pair:
+    return Pair(Timing(times[0], times[1]), Timing(times[2], times[3]))

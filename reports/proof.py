@@ -1,0 +1,116 @@
+"""A proof as something read: false alarms and power with exact bounds, by machine and load, and what simulation adds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from ..harness.gate.proof import judge_sweep
+from ..harness.gate.proof_records import INJECTED, ProofSweep
+from ..harness.gate.simulation import Noise, Simulated, measured_noise, modelled_noise, simulate
+from ..harness.verdicts.binomial import lower_bound, upper_bound
+from ..harness.verdicts.judgement import Verdict
+from .document import Document
+
+_TOLD = (Verdict.REGRESSED, Verdict.INCONCLUSIVE, Verdict.EQUIVALENT, Verdict.IMPROVED)
+
+
+def document(sweeps: Sequence[ProofSweep], simulated: int = 0) -> Document:
+    """Everything that the stored sweeps prove, and simulated ones where they are asked for."""
+    tables = {"Sweeps of identical code": alarms(sweeps), "Injected slowdowns, one cell of the sweep": power(sweeps)}
+    if simulated:
+        tables["Simulated sweeps of 8 cells"] = simulation(sweeps, simulated)
+    dates = sorted(each.date for each in sweeps)
+    span = f"{dates[0]} to {dates[-1]}" if dates else "none yet; measure some with --sweeps"
+    return Document(
+        "Proof of the gate", (f"{len(sweeps)} sweeps, {span}", "bounds are exact, one-sided, at 95 %"), tables
+    )
+
+
+def alarms(sweeps: Iterable[ProofSweep]) -> pd.DataFrame:
+    """By machine and load: sweeps with a false alarm, and the rate that is excluded."""
+    rows = []
+    for (machine, load), group in _grouped(sweeps).items():
+        judged = [judge_sweep(each, 0) for each in group]
+        found = sum(bool(each.alarms) for each in judged)
+        cells = len(group[0].same)
+        void = sum(each.void for each in group) / sum(each.launches for each in group)
+        rows.append(
+            (machine, load, f"{found} of {len(group)}", f"< {upper_bound(found, len(group)):.1%}",
+             sum(each.is_contaminated for each in judged), cells, f"{_deviation(group):.2%}", f"{void:.0%}",
+             f"{statistics.median(each.seconds_by_percent.get(0, each.seconds) for each in group):.0f} s")
+        )  # fmt: skip
+    columns = ["machine", "load", "sweeps with an alarm", "rate", "contaminated", "cells", "a pair's deviation", "void launches",
+               "a sweep alone takes"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def power(sweeps: Iterable[ProofSweep]) -> pd.DataFrame:
+    """By machine, load and slowdown: what was said of the injected cell."""
+    rows = []
+    for (machine, load), group in _grouped(sweeps).items():
+        for percent in (each for each in INJECTED if each):
+            said = Counter(judge_sweep(each, percent).injected for each in group)
+            found = said[Verdict.REGRESSED]
+            seconds = [each.seconds_by_percent[percent] for each in group if percent in each.seconds_by_percent]
+            rows.append(
+                (machine, load, f"+{percent} %", f"{found} of {len(group)}", f"> {lower_bound(found, len(group)):.0%}",
+                 *(said[verdict] for verdict in _TOLD[1:]), f"{statistics.median(seconds):.0f} s" if seconds else "")
+            )  # fmt: skip
+    columns = [
+        "machine",
+        "load",
+        "slower by",
+        "found",
+        "rate",
+        *(str(verdict) for verdict in _TOLD[1:]),
+        "a sweep alone takes",
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def simulation(sweeps: Sequence[ProofSweep], count: int) -> pd.DataFrame:
+    """The rule on drawn noise: alarms, coverage and symmetry; and how often one slower cell is found."""
+    noises: dict[str, Noise] = {"two speed states, straddling pairs, heavy tails": modelled_noise}
+    for (machine, load), group in _grouped(sweeps).items():
+        noise = measured_noise(group)
+        if noise is not None:
+            noises[f"as measured: {machine}, {load}"] = noise
+    rows = []
+    for name, noise in noises.items():
+        rows.append(_simulated(name, simulate(noise, count)))
+        rows += [
+            _simulated(name, simulate(noise, max(1, count // 10), math.log1p(percent / 100))) for percent in (3, 5, 10)
+        ]
+    columns = ["noise", "slower by", "sweeps with an alarm", "rate", "intervals that cover", "not mirrored", "found"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _simulated(name: str, found: Simulated) -> tuple[object, ...]:
+    percent = round(100 * math.expm1(found.slower))
+    power = f"{found.verdicts.get(Verdict.REGRESSED, 0) / found.sweeps:.1%}" if percent else ""
+    return (name, f"+{percent} %" if percent else "nothing", f"{found.alarms} of {found.sweeps}",
+            f"< {upper_bound(found.alarms, found.sweeps):.2%}", f"{found.covering / max(1, found.intervals):.1%}",
+            found.unmirrored, power)  # fmt: skip
+
+
+def _grouped(sweeps: Iterable[ProofSweep]) -> dict[tuple[str, str], list[ProofSweep]]:
+    groups: dict[tuple[str, str], list[ProofSweep]] = {}
+    for each in sweeps:
+        groups.setdefault((each.machine, each.load), []).append(each)
+    return groups
+
+
+def _deviation(sweeps: Iterable[ProofSweep]) -> float:
+    """The usual standard deviation of a pair's effect, told from the median absolute deviation, over cells and sweeps."""
+    spreads = []
+    for sweep in sweeps:
+        for kept in sweep.same.values():
+            effects = [pair.effect for pair in kept.series.screen]
+            middle = statistics.median(effects)
+            spreads.append(1.4826 * statistics.median(abs(each - middle) for each in effects))
+    return statistics.median(spreads)
