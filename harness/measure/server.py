@@ -18,13 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-import torch  # imported once here, so that no worker has to
-import torch.fx.experimental.symbolic_shapes  # noqa: F401 - torch imports it, and sympy, in a first backward pass: 0.4 s
-from pydantic import TypeAdapter
+gc.disable()  # what imports leave behind is not worth searching for: that is a fifth of a start
 
-from .. import control_groups
-from . import worker
-from .tasks import READY, Reply, Task
+import torch  # noqa: E402 - imported once here, so that no worker has to
+import torch.fx.experimental.symbolic_shapes  # noqa: E402, F401 - torch imports it, and sympy, in a first backward pass: 0.4 s
+from pydantic import TypeAdapter  # noqa: E402
+
+from .. import control_groups  # noqa: E402
+from . import worker  # noqa: E402
+from .tasks import READY, Reply, Task  # noqa: E402
 
 _TASK: TypeAdapter[Task] = TypeAdapter(Task)
 #: What is kept of a worker's own output.
@@ -38,9 +40,9 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Serve until the input ends."""
     requests, replies = _private_pipes()
-    # What is imported by now is garbage of nobody: workers share its pages and do not search it.
-    gc.collect()
+    # Workers share the pages of what is imported by now, and do not search it.
     gc.freeze()
+    gc.enable()
     _write_line(replies, READY)
     reader = _LineReader(requests)
     while (line := reader.next_line()) is not None:
@@ -249,3 +251,4 @@ def _memory_kills() -> int:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # nothing is left to be tidied up, and taking torch apart takes a quarter of a second
