@@ -34,6 +34,7 @@ _LEVELS = {
     Verdict.REGRESSED: "error", Verdict.FAILED: "error", Verdict.MISSING: "error", Verdict.NOT_COMPARABLE: "warning",
     Verdict.INCONCLUSIVE: "notice", Verdict.IMPROVED: "notice",
 }  # fmt: skip
+VERDICTS_FILE = "verdicts.json"
 CONTAMINATED = (
     "CONTAMINATED: two servers of the base differ by more than 1 % here, so that nothing may be called slower or faster"
 )
@@ -45,7 +46,7 @@ def write_all(gate: Gate) -> Path:
     Errors: `StoreError`.
     """
     result = result_of(gate)
-    write_text(gate.path / "verdicts.json", verdicts_json(result))
+    write_text(gate.path / VERDICTS_FILE, verdicts_json(result))
     write_text(gate.path / "summary.md", document(gate, result).markdown())
     write_text(gate.path / "annotations.txt", workflow_commands(result))
     page = gate.path / "report.html"
@@ -140,7 +141,8 @@ def _title(gate: Gate) -> str:
 def _arm(arm: ArmInfo) -> str:
     """`main (1a2b3c4d5e)`."""
     revision = arm.revision[:10] if len(arm.revision) == 40 else arm.revision
-    return f"{arm.given} ({revision})" if revision and not arm.given.startswith(revision) else arm.given
+    given = revision if arm.given == arm.revision else arm.given
+    return f"{given} ({revision})" if revision and not given.startswith(revision) else given
 
 
 def _rank(judgement: Judgement) -> tuple[int, float, str]:

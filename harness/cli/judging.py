@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -42,12 +42,15 @@ def compare(
     ] = None,
     require_conclusive: Annotated[bool, typer.Option("--require-conclusive", help="Exit 11 if inconclusive.")] = False,
     format_: Annotated[str, typer.Option("--format", metavar="terminal|markdown", help="What to print.")] = "terminal",
+    replay: Annotated[bool, typer.Option("--replay", help="Judge the launches of one stored gate again.")] = False,
     plugin: PluginOption = None,
 ) -> None:
     """Judge a run against another or a baseline: effects, intervals, verdicts. Advisory; `gate` measures both sides."""
     with stated_errors():
         if format_ not in FORMATS:
             raise ConfigError(f"unknown format {format_!r}{choices(format_, FORMATS, 'formats')}")
+        if replay:
+            _replay(runs, format_, require_conclusive=require_conclusive)
         _refuse_other_than(runs, baseline, factor or [])
         load_plugins(plugin or [])
         if baseline is None:
@@ -58,6 +61,29 @@ def compare(
         for notice in dict.fromkeys(notice for each in opened for notice in each.notices):
             print(f"notice: {notice}", file=sys.stderr)
         raise typer.Exit(_ending(found, require_conclusive=require_conclusive))
+
+
+def _replay(gates: list[Path], format_: str, *, require_conclusive: bool) -> NoReturn:
+    """Judge a gate's launches again, and say whether that gives what is stored, byte for byte."""
+    if len(gates) != 1:
+        raise ConfigError(f"{len(gates)} folders were given with --replay; write attnbench compare GATE --replay")
+    from ...reports import gate as report
+    from ..gate.gates import result_of
+    from ..gate.records import Gate
+
+    gate = Gate.open(gates[0])
+    result = result_of(gate)
+    shown = report.document(gate, result)
+    if format_ == "markdown":
+        print(shown.markdown(), end="")
+    else:
+        shown.show(console())
+    file = gate.path / report.VERDICTS_FILE
+    stored = file.read_text(encoding="utf-8") if file.is_file() else None
+    if stored is not None:
+        same = "the same, byte for byte" if stored == report.verdicts_json(result) else "others than these"
+        print(f"the verdicts stored in {file.name} are {same}", file=sys.stderr)
+    raise typer.Exit(result.exit_code(require_conclusive=require_conclusive))
 
 
 def _refuse_other_than(runs: list[Path], baseline: str | None, factors: list[str]) -> None:

@@ -70,7 +70,7 @@ def simulate(noise: Noise, sweeps: int, slower: float = 0.0, seed: int = 0) -> S
 
 
 def _sweep(generator: random.Random, noise: Noise, shifts: Sequence[float]) -> dict[str, Series]:
-    """Pairs as the schedule would have measured them: after the screen, first as many as the first look needs."""
+    """Pairs as the schedule would have measured them."""
     truths = {str(at): shift for at, shift in enumerate(shifts)}
     series = {key: Series(_pairs(generator, noise, shift, 8)) for key, shift in truths.items()}
     while True:
@@ -79,8 +79,7 @@ def _sweep(generator: random.Random, noise: Noise, shifts: Sequence[float]) -> d
         if not lacking:
             return series
         for key in lacking:
-            more = _pairs(generator, noise, truths[key], min(8, wanted[key] - len(series[key].after)))
-            series[key] = Series(series[key].screen, series[key].after + more)
+            series[key] = Series(series[key].screen, series[key].after + _pairs(generator, noise, truths[key], 1))
 
 
 def _pairs(generator: random.Random, noise: Noise, shift: float, count: int) -> tuple[Pair, ...]:

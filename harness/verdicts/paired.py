@@ -5,7 +5,8 @@ e = log(candidate / base). Everything here is a pure function of the pairs so fa
 
 *Screen*: 8 pairs; a direction is flagged where the signed rank of e beyond the floor has p <= 0.10.
 *Confirm*: flagged directions alone, decided from fresh pairs alone, Holm over all that are flagged, in two looks that share 1 %:
-after 8 fresh pairs at 0.4 %, which all eight beyond the floor just reach, and after 16 (24 where the screen was noisy) at 0.6 %.
+at 0.4 % after as many fresh pairs as reach that if all lie beyond the floor (8 for one flag, 9 for two, 10 for four), and at 0.6 %
+after 16 (24 where the screen was noisy).
 What is not flagged and too wide to be called equal gets 8 more pairs, once: precision alone decides that, never significance.
 """
 
@@ -23,7 +24,7 @@ from .signed_rank import FEWEST_FOR_INTERVAL, p_above, shift_of
 #: Nothing below 1 % is called a difference, and nothing that may be 1 % is called equal.
 FLOOR = math.log(1.01)
 SCREEN_PAIRS, SCREEN_LEVEL = 8, 0.10
-FIRST_LOOK_PAIRS, FIRST_LOOK_LEVEL = 8, 0.004
+FIRST_LOOK_LEVEL = 0.004
 CONFIRM_PAIRS, NOISY_CONFIRM_PAIRS, LAST_LOOK_LEVEL = 16, 24, 0.006
 #: A screen whose 1.4826 MAD is above this asks for the larger number of pairs.
 NOISY = 0.015
@@ -104,9 +105,9 @@ Hypothesis = tuple[str, Direction]
 
 def wanted_after(series: Mapping[str, Series]) -> dict[str, int]:
     """How many pairs after the screen each comparison asks for, in all. What the first look settles asks for no more."""
-    settled = _first_look(series)
+    settled, first = _first_look(series), first_look_pairs(len(_flagged(series)))
     return {
-        key: FIRST_LOOK_PAIRS if each.flags and all((key, flag) in settled for flag in each.flags) else each.most_after
+        key: first if each.flags and all((key, flag) in settled for flag in each.flags) else each.most_after
         for key, each in series.items()
     }
 
@@ -115,7 +116,13 @@ def rule(series: Mapping[str, Series]) -> dict[str, Ruling]:
     """A ruling for each comparison. Where the pairs are not all there, it says less, never more."""
     first = _first_look(series)
     last = _last_look(series, first)
-    return {key: _ruling(key, each, first, last) for key, each in series.items()}
+    looked_at = first_look_pairs(len(_flagged(series)))
+    return {key: _ruling(key, each, first, last, looked_at) for key, each in series.items()}
+
+
+def first_look_pairs(flags: int) -> int:
+    """The fewest pairs whose p-value, where all lie beyond the floor, Holm's procedure can reject among so many flags."""
+    return math.ceil(math.log2(max(1, flags) / FIRST_LOOK_LEVEL))
 
 
 def contamination(control: Sequence[Pair]) -> Effect | None:
@@ -144,11 +151,10 @@ def holm(p_values: Mapping[Hypothesis, float], level: float) -> frozenset[Hypoth
 
 def _first_look(series: Mapping[str, Series]) -> frozenset[Hypothesis]:
     flagged = _flagged(series)
-    if not flagged or any(len(series[key].after) < FIRST_LOOK_PAIRS for key, _ in flagged):
+    count = first_look_pairs(len(flagged))
+    if any(len(series[key].after) < count for key, _ in flagged):
         return frozenset()
-    return holm(
-        {(key, each): _p(series[key].after[:FIRST_LOOK_PAIRS], each) for key, each in flagged}, FIRST_LOOK_LEVEL
-    )
+    return holm({(key, each): _p(series[key].after[:count], each) for key, each in flagged}, FIRST_LOOK_LEVEL)
 
 
 def _last_look(series: Mapping[str, Series], settled: frozenset[Hypothesis]) -> frozenset[Hypothesis]:
@@ -165,12 +171,14 @@ def _flagged(series: Mapping[str, Series]) -> list[Hypothesis]:
     return [(key, flag) for key, each in series.items() for flag in each.flags]
 
 
-def _ruling(key: str, series: Series, first: frozenset[Hypothesis], last: frozenset[Hypothesis]) -> Ruling:
+def _ruling(
+    key: str, series: Series, first: frozenset[Hypothesis], last: frozenset[Hypothesis], looked_at: int
+) -> Ruling:
     if not series.is_screened:
         return Ruling(Verdict.INCONCLUSIVE, f"{len(series.screen)} of {SCREEN_PAIRS} pairs of the screen were measured")
     for direction in series.flags:
         if (key, direction) in first:
-            return _confirmed(direction, series.after[:FIRST_LOOK_PAIRS])
+            return _confirmed(direction, series.after[:looked_at])
         if (key, direction) in last:
             return _confirmed(direction, series.after[: series.most_after])
     return _unconfirmed(series)
