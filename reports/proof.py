@@ -86,7 +86,16 @@ def simulation(sweeps: Sequence[ProofSweep], count: int) -> pd.DataFrame:
         rows += [
             _simulated(name, simulate(noise, max(1, count // 10), math.log1p(percent / 100))) for percent in (3, 5, 10)
         ]
-    columns = ["noise", "slower by", "sweeps with an alarm", "rate", "intervals that cover", "not mirrored", "found"]
+    columns = [
+        "noise",
+        "slower by",
+        "sweeps with an alarm",
+        "rate",
+        "intervals that cover",
+        "not mirrored",
+        "found",
+        "pairs after the screen",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -95,7 +104,7 @@ def _simulated(name: str, found: Simulated) -> tuple[object, ...]:
     power = f"{found.verdicts.get(Verdict.REGRESSED, 0) / found.sweeps:.1%}" if percent else ""
     return (name, f"+{percent} %" if percent else "nothing", f"{found.alarms} of {found.sweeps}",
             f"< {upper_bound(found.alarms, found.sweeps):.2%}", f"{found.covering / max(1, found.intervals):.1%}",
-            found.unmirrored, power)  # fmt: skip
+            found.unmirrored, power, f"{found.fresh_pairs / found.sweeps:.1f}")  # fmt: skip
 
 
 def _grouped(sweeps: Iterable[ProofSweep]) -> dict[tuple[str, str], list[ProofSweep]]:

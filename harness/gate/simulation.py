@@ -34,6 +34,7 @@ class Simulated:
     intervals: int = 0
     covering: int = 0
     unmirrored: int = 0
+    fresh_pairs: int = 0  # after the screen, of the first cell
     verdicts: dict[Verdict, int] = field(default_factory=dict)
 
 
@@ -65,6 +66,7 @@ def simulate(noise: Noise, sweeps: int, slower: float = 0.0, seed: int = 0) -> S
     for _ in range(sweeps):
         shifts = [slower, *[0.0] * (CELLS - 1)]
         series = _sweep(generator, noise, shifts)
+        found.fresh_pairs += len(series["0"].after)
         _count(found, shifts, rule(series), rule({key: _swapped(each) for key, each in series.items()}))
     return found
 

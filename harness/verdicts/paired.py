@@ -4,9 +4,9 @@ A pair is one launch of the base and one of the candidate, next to each other in
 e = log(candidate / base). Everything here is a pure function of the pairs so far, so that stored launches can be judged again.
 
 *Screen*: 8 pairs; a direction is flagged where the signed rank of e beyond the floor has p <= 0.10.
-*Confirm*: flagged directions alone, decided from fresh pairs alone, Holm over all that are flagged, in two looks that share 1 %:
-at 0.4 % after as many fresh pairs as reach that if all lie beyond the floor (8 for one flag, 9 for two, 10 for four), and at 0.6 %
-after 16 (24 where the screen was noisy).
+*Confirm*: flagged directions alone, decided from fresh pairs alone, Holm over all that are flagged, in two looks that share 1 %.
+At 0.4 % after as many fresh pairs as reach that if all lie beyond the floor: 8 for one flag, 9 for two, 10 for four. At 0.6 %
+after 16, or 24 where the screen was noisy.
 What is not flagged and too wide to be called equal gets 8 more pairs, once: precision alone decides that, never significance.
 """
 
