@@ -1,0 +1,419 @@
+"""The paired gate's rule and its statistics, against other sources and on drawn pairs. Pure functions alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from attnbench.harness.exit_codes import Exit, of_judgements
+from attnbench.harness.gate.session import WORK_UNITS
+from attnbench.harness.gate.simulation import CELLS, modelled_noise, simulate
+from attnbench.harness.measure.timing import Budget, Span, Work, sample
+from attnbench.harness.verdicts.binomial import lower_bound, upper_bound
+from attnbench.harness.verdicts.judgement import Judgement, Verdict
+from attnbench.harness.verdicts.paired import (
+    CONFIRM_PAIRS,
+    FLOOR,
+    NOISY_CONFIRM_PAIRS,
+    PRECISION_PAIRS,
+    SCREEN_PAIRS,
+    Direction,
+    Pair,
+    Series,
+    Timing,
+    contamination,
+    first_look_pairs,
+    holm,
+    rule,
+    wanted_after,
+)
+from attnbench.harness.verdicts.signed_rank import FEWEST_FOR_INTERVAL, p_above, shift_of
+
+TOLD = {Verdict.REGRESSED: Verdict.IMPROVED, Verdict.IMPROVED: Verdict.REGRESSED}
+NO_NOISE = 0.0005
+
+
+def by_all_signs(values: Sequence[float], floor: float) -> float:
+    """The p-value by its definition: the share of all choices of signs whose sum of ranks is as large."""
+    excess = [value - floor for value in values]
+    ranks = stats.rankdata([abs(each) for each in excess])
+    found = sum(rank for rank, each in zip(ranks, excess, strict=True) if each > 0)
+    sums = [sum(chosen) for chosen in itertools.product(*((0.0, rank) for rank in ranks))]
+    return sum(each >= found - 1e-9 for each in sums) / len(sums)
+
+
+def of_effects(effects: Sequence[float], *, least: float = 0.0) -> tuple[Pair, ...]:
+    """Pairs with these effects; `least` is that of the fastest samples beyond it."""
+    return tuple(Pair(Timing(1.0, 0.9), Timing(math.exp(each), 0.9 * math.exp(each + least))) for each in effects)
+
+
+def drawn(generator: random.Random, shift: float, noise: float, count: int) -> tuple[Pair, ...]:
+    """Pairs of a comparison whose truth is `shift`; both launches take a time of their own."""
+    pairs = []
+    for _ in range(count):
+        base, speed = math.exp(generator.gauss(0, noise)), generator.uniform(0.5, 2)
+        candidate = math.exp(shift + generator.gauss(0, noise))
+        pairs.append(Pair(Timing(speed * base, 0.9 * speed), Timing(speed * candidate, 0.9 * speed * math.exp(shift))))
+    return tuple(pairs)
+
+
+def moments(seed: int, shifts: Sequence[float], noise: float) -> Iterator[dict[str, Series]]:
+    """Every moment of a sweep that is measured as the schedule would: screens first, then what is wanted, in turn."""
+    generator = random.Random(seed)
+    series = {str(at): Series() for at in range(len(shifts))}
+    for _ in range(SCREEN_PAIRS):
+        for at, shift in enumerate(shifts):
+            old = series[str(at)]
+            series[str(at)] = Series((*old.screen, *drawn(generator, shift, noise, 1)))
+            yield dict(series)
+    while True:
+        wanted = wanted_after(series)
+        lacking = [key for key, each in series.items() if len(each.after) < wanted[key]]
+        if not lacking:
+            return
+        for key in lacking:
+            old = series[key]
+            series[key] = Series(old.screen, (*old.after, *drawn(generator, shifts[int(key)], noise, 1)))
+            yield dict(series)
+
+
+def measured(seed: int, shifts: Sequence[float], noise: float) -> dict[str, Series]:
+    """A sweep that is measured to its end."""
+    *_, last = moments(seed, shifts, noise)
+    return last
+
+
+def verdicts(series: Mapping[str, Series]) -> dict[str, Verdict]:
+    """What the rule says."""
+    return {key: each.verdict for key, each in rule(series).items()}
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("count", [6, 8, 9, 13, 16, 24])
+def test_signed_rank_agrees_with_scipy(count: int) -> None:
+    """Without ties the p-value is that of scipy's exact test, in both tails."""
+    generator = random.Random(count)
+    for shift in (-0.02, 0.0, 0.01, 0.03):
+        values = [generator.gauss(shift, 0.01) for _ in range(count)]
+        expected = stats.wilcoxon([each - FLOOR for each in values], alternative="greater", method="exact")
+        assert p_above(values, FLOOR) == pytest.approx(expected.pvalue, rel=1e-12)
+
+
+@given(st.lists(st.integers(-4, 5), min_size=1, max_size=9), st.integers(-1, 2))
+@settings(deadline=None, max_examples=60)
+def test_signed_rank_of_ties_and_values_on_the_floor(values: list[int], floor: int) -> None:
+    """Ties share their rank in the distribution as well; a value on the floor keeps its rank and counts as below."""
+    assert p_above(values, floor) == pytest.approx(by_all_signs(values, floor), rel=1e-12)
+
+
+def test_values_on_the_floor_are_no_evidence() -> None:
+    """Where everything lies on the floor the p-value is 1, in both directions."""
+    assert p_above([FLOOR] * 8, FLOOR) == 1.0
+    assert p_above([-each for each in [FLOOR] * 8], -FLOOR) == 1.0
+
+
+@given(st.integers(0, 10_000), st.integers(FEWEST_FOR_INTERVAL, 24), st.floats(-0.03, 0.03))
+@settings(deadline=None, max_examples=100)
+def test_interval_and_test_say_the_same(seed: int, count: int, shift: float) -> None:
+    """The interval lies above a floor exactly where the signed rank beyond it has a p-value of at most 2.5 %."""
+    generator = random.Random(seed)
+    values = [generator.gauss(shift, 0.01) for _ in range(count)]
+    found = shift_of(values)
+    means = [(a + b) / 2 for at, a in enumerate(values) for b in values[at:]]
+    assert found.shift == statistics.median(means)
+    assert found.low <= found.shift <= found.high
+    assert (found.low > FLOOR) == (p_above(values, FLOOR) <= 0.025)
+    assert (found.high < -FLOOR) == (p_above([-each for each in values], FLOOR) <= 0.025)
+
+
+@pytest.mark.parametrize("count", [6, 8, 16])
+@pytest.mark.parametrize("tails", ["normal", "heavy"])
+def test_interval_covers_the_shift(count: int, tails: str) -> None:
+    """The interval of 95 % holds the truth in at least that share of draws, less three deviations of the count itself."""
+    generator, draws, covering = random.Random(count), 1500, 0
+    for _ in range(draws):
+        scale = [1.0 if tails == "normal" else generator.expovariate(1) for _ in range(count)]
+        found = shift_of([0.02 + generator.gauss(0, 0.01 * each) for each in scale])
+        covering += found.low <= 0.02 <= found.high
+    assert covering / draws >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / draws)
+
+
+def test_interval_needs_six_values() -> None:
+    """Five values have no interval of 95 %, and that is an error rather than a narrow interval."""
+    with pytest.raises(ValueError, match="5 values"):
+        shift_of([0.0] * (FEWEST_FOR_INTERVAL - 1))
+
+
+@given(st.lists(st.one_of(st.floats(0, 0.02), st.sampled_from([0.0025, 0.005, 0.01, 1.0])), max_size=6))
+@settings(deadline=None)
+def test_holm_is_the_closed_test_of_bonferroni(values: list[float]) -> None:
+    """A hypothesis is rejected where Bonferroni rejects every intersection that holds it: what Holm's procedure is short for."""
+    p_values = {(str(at), Direction.SLOWER): p for at, p in enumerate(values)}
+    level = 0.01
+
+    def is_rejected(key: tuple[str, Direction]) -> bool:
+        others = [each for each in p_values if each != key]
+        families = [(key, *some) for size in range(len(p_values)) for some in itertools.combinations(others, size)]
+        return all(min(p_values[each] for each in family) <= level / len(family) for family in families)
+
+    assert holm(p_values, level) == {key for key in p_values if is_rejected(key)}
+
+
+@given(st.integers(1, 60), st.data())
+@settings(deadline=None)
+def test_bounds_of_a_rate_agree_with_scipy(of: int, data: st.DataObject) -> None:
+    """Clopper and Pearson's bounds are quantiles of the beta distribution."""
+    found = data.draw(st.integers(0, of))
+    upper = 1.0 if found == of else stats.beta.ppf(0.95, found + 1, of - found)
+    lower = 0.0 if found == 0 else stats.beta.ppf(0.05, found, of - found + 1)
+    assert upper_bound(found, of) == pytest.approx(upper, abs=1e-9)
+    assert lower_bound(found, of) == pytest.approx(lower, abs=1e-9)
+
+
+def test_bounds_of_nothing_tried_exclude_nothing() -> None:
+    """Of no trial, any rate is possible; of 300 trials without one, less than 1 % is."""
+    assert (lower_bound(0, 0), upper_bound(0, 0)) == (0.0, 1.0)
+    assert 0.0099 < upper_bound(0, 300) < 0.01
+
+
+# The rule
+
+
+@given(
+    st.integers(0, 10**6), st.lists(st.sampled_from([-0.1, -0.03, 0.0, 0.01, 0.05]), min_size=1, max_size=4),
+    st.sampled_from([NO_NOISE, 0.005, 0.02]),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_swapped_arms_mirror_the_verdicts(seed: int, shifts: list[float], noise: float) -> None:
+    """Base and candidate exchanged: the same pairs are wanted, effects change their sign, slower is faster and all else stays."""
+    for series in [
+        *itertools.islice(moments(seed, shifts, noise), 0, None, 1 + len(shifts)),
+        measured(seed, shifts, noise),
+    ]:
+        swapped = {
+            key: Series(*(tuple(Pair(each.candidate, each.base) for each in pairs) for pairs in (of.screen, of.after)))
+            for key, of in series.items()
+        }
+        assert wanted_after(swapped) == wanted_after(series)
+        for key, ruling in rule(series).items():
+            other = rule(swapped)[key]
+            assert other.verdict is TOLD.get(ruling.verdict, ruling.verdict)
+            assert (other.effect is None) == (ruling.effect is None)
+            if ruling.effect and other.effect:
+                turned = other.effect.mirrored()
+                assert (turned.shift, turned.low, turned.high) == pytest.approx(
+                    (ruling.effect.shift, ruling.effect.low, ruling.effect.high), abs=1e-12
+                )
+
+
+@pytest.mark.parametrize("percent", [5, 10, 100])
+def test_planted_slowdown_is_found(percent: int) -> None:
+    """In low noise a slower candidate is REGRESSED in every draw, a faster one IMPROVED, and its neighbour stays EQUIVALENT."""
+    shift = math.log1p(percent / 100)
+    for seed in range(20):
+        series = measured(seed, [shift, -shift, 0.0], 0.003)
+        rulings = rule(series)
+        assert [each.verdict for each in rulings.values()] == [
+            Verdict.REGRESSED,
+            Verdict.IMPROVED,
+            Verdict.EQUIVALENT,
+        ]
+        effect = rulings["0"].effect
+        assert effect is not None
+        assert effect.low > FLOOR
+        assert f"pairs: slower by {100 * math.expm1(effect.shift):.1f} % [" in rulings["0"].reason
+
+
+@pytest.mark.parametrize("noise", [NO_NOISE, 0.005, 0.01])
+def test_three_percent_is_never_equivalent(noise: float) -> None:
+    """+3 % may not be found where it is noisy, yet is never said to be the same, at no moment of the sweep."""
+    for seed in range(20):
+        for series in moments(seed, [math.log(1.03)], noise):
+            assert verdicts(series)["0"] is not Verdict.EQUIVALENT
+
+
+def test_identical_code_is_equivalent() -> None:
+    """Identical code in low noise is EQUIVALENT after the screen, with no more pairs wanted; exactly equal times as well."""
+    for seed in range(20):
+        series = measured(seed, [0.0] * 8, 0.003)
+        assert set(verdicts(series).values()) == {Verdict.EQUIVALENT}
+        assert not any(each.after for each in series.values())
+    same = {"0": Series(of_effects([0.0] * SCREEN_PAIRS))}
+    assert verdicts(same) == {"0": Verdict.EQUIVALENT}
+    assert "within 1 %" in rule(same)["0"].reason
+
+
+def test_too_wide_gets_more_pairs_once() -> None:
+    """What is not flagged and too wide to be called equal gets 8 more pairs, once, and is INCONCLUSIVE where it stays wide."""
+    wide = [0.04, -0.04] * 4
+    series = {"0": Series(of_effects(wide))}
+    assert not series["0"].flags
+    assert wanted_after(series) == {"0": PRECISION_PAIRS}
+    series = {"0": Series(of_effects(wide), of_effects(wide))}
+    assert wanted_after(series) == {"0": PRECISION_PAIRS}
+    ruling = rule(series)["0"]
+    assert ruling.verdict is Verdict.INCONCLUSIVE
+    assert ruling.reason.startswith("16 pairs: ")
+    assert "nor within 1 %" in ruling.reason
+
+
+@given(
+    st.integers(0, 10**6), st.lists(st.sampled_from([-0.05, 0.0, 0.03, 0.1]), min_size=1, max_size=4),
+    st.sampled_from([0.003, 0.012]),
+)  # fmt: skip
+@settings(deadline=None, max_examples=40)
+def test_less_measured_says_less(seed: int, shifts: list[float], noise: float) -> None:
+    """At no moment before its end is a comparison called slower or faster that would not be called so at the end."""
+    end = verdicts(measured(seed, shifts, noise))
+    for series in moments(seed, shifts, noise):
+        for key, verdict in verdicts(series).items():
+            assert verdict not in TOLD or verdict is end[key]
+            assert series[key].is_screened or verdict is Verdict.INCONCLUSIVE
+
+
+def test_nothing_measured_is_inconclusive() -> None:
+    """No pair, seven of the screen, and a flag without its fresh pairs: INCONCLUSIVE, with what is missing in its reason."""
+    slower = of_effects([0.2] * SCREEN_PAIRS)
+    rulings = rule({"a": Series(), "b": Series(slower[:7]), "c": Series(slower), "d": Series(slower, slower[:7])})
+    assert {each.verdict for each in rulings.values()} == {Verdict.INCONCLUSIVE}
+    assert rulings["a"].reason == "0 of 8 pairs of the screen were measured"
+    assert rulings["b"].reason == "7 of 8 pairs of the screen were measured"
+    assert "16 fresh pairs were asked for" in rulings["c"].reason
+    assert "7 pairs: slower by 22.1 %" in rulings["d"].reason
+
+
+def test_fresh_pairs_alone_decide() -> None:
+    """However large the screen's effect, null fresh pairs make it EQUIVALENT, and its effect is that of the fresh pairs."""
+    generator = random.Random(0)
+    fresh = of_effects([generator.gauss(0, 0.002) for _ in range(CONFIRM_PAIRS)])
+    ruling = rule({"0": Series(of_effects([2.0] * SCREEN_PAIRS), fresh)})["0"]
+    assert ruling.verdict is Verdict.EQUIVALENT
+    assert ruling.effect is not None
+    assert abs(ruling.effect.shift) < 0.002
+    opposite = rule({"0": Series(of_effects([2.0] * SCREEN_PAIRS), of_effects([-0.2] * CONFIRM_PAIRS))})["0"]
+    assert opposite.verdict is Verdict.INCONCLUSIVE  # faster was not asked
+    assert "not confirmed by fresh pairs" in opposite.reason
+
+
+def test_fastest_samples_that_contradict_say_nothing() -> None:
+    """Confirmed by medians, while the fastest samples say the opposite: INCONCLUSIVE, with both in the reason."""
+    for direction in (1, -1):
+        flagged, fresh = (of_effects([0.1 * direction] * count, least=-0.2 * direction) for count in (8, 8))
+        ruling = rule({"0": Series(flagged, fresh)})["0"]
+        assert ruling.verdict is Verdict.INCONCLUSIVE
+        assert "yet the fastest samples are" in ruling.reason
+
+
+def test_a_little_beyond_the_floor_is_neither() -> None:
+    """An effect that straddles the floor is neither slower nor equal, however little it varies."""
+    values = [FLOOR + 0.001 * sign for sign in (1, -1) * 4]
+    assert verdicts({"0": Series(of_effects(values), of_effects(values * 2))}) == {"0": Verdict.INCONCLUSIVE}
+
+
+def test_the_first_look_counts() -> None:
+    """The first look comes at the fewest pairs that can pass it; what it settles asks for no more, what it leaves does."""
+    assert [first_look_pairs(flags) for flags in (1, 2, 4, 60)] == [8, 9, 10, 14]
+    slower, none = of_effects([0.05] * 30), of_effects([0.0] * 30)
+    settled = Series(slower[:8], slower[:8])
+    assert wanted_after({"0": settled}) == {"0": 8}
+    assert verdicts({"0": settled}) == {"0": Verdict.REGRESSED}
+    left = Series(slower[:8], (*slower[:7], none[0]))
+    assert wanted_after({"0": left}) == {"0": CONFIRM_PAIRS}
+    assert verdicts({"0": left}) == {"0": Verdict.INCONCLUSIVE}
+    last = Series(slower[:8], (*slower[:7], none[0], *slower[:8]))
+    assert verdicts({"0": last}) == {"0": Verdict.REGRESSED}
+    noisy = Series(of_effects([0.03, 0.06, 0.09, 0.12] * 2))
+    assert wanted_after({"0": noisy}) == {"0": NOISY_CONFIRM_PAIRS}
+    two = {"0": settled, "1": Series(slower[:8], slower[:8])}
+    assert set(verdicts(two).values()) == {Verdict.INCONCLUSIVE}  # two flags: nine pairs each
+    assert wanted_after(two) == {"0": CONFIRM_PAIRS, "1": CONFIRM_PAIRS}
+
+
+def test_one_slower_cell_of_sixty_is_found() -> None:
+    """In a sweep of 60 cells one is 5 % slower: it alone is named, and the gate exits 10."""
+    shifts = [0.0] * 60
+    shifts[17] = math.log(1.05)
+    said = verdicts(measured(3, shifts, 0.004))
+    assert [key for key, verdict in said.items() if verdict in TOLD] == ["17"]
+    assert said["17"] is Verdict.REGRESSED
+    judgements = [Judgement(key, key, verdict, "") for key, verdict in said.items()]
+    assert of_judgements(judgements) is Exit.REGRESSION
+    del judgements[17]
+    assert of_judgements(judgements) is Exit.PASS
+
+
+def test_a_control_beyond_the_floor_contaminates() -> None:
+    """Base against base beyond 1 % in either direction is contamination; within it, wide, or too few is not."""
+    for direction in (1, -1):
+        effect = contamination(of_effects([0.02 * direction] * 8))
+        assert effect is not None
+        assert effect.shift == pytest.approx(0.02 * direction)
+    assert contamination(of_effects([0.005] * 8)) is None
+    assert contamination(of_effects([0.05, -0.05] * 4)) is None
+    assert contamination(of_effects([0.05] * 5)) is None
+
+
+def test_simulated_sweeps_have_no_alarm() -> None:
+    """300 sweeps of identical code under two speed states and heavy tails: no alarm, every verdict mirrored, intervals cover."""
+    found = simulate(modelled_noise, 300, seed=1)
+    assert found.sweeps == 300
+    assert found.alarms == 0
+    assert found.unmirrored == 0
+    assert found.intervals == 300 * CELLS
+    assert found.covering / found.intervals > 0.93
+    assert simulate(modelled_noise, 20, seed=4) == simulate(modelled_noise, 20, seed=4)
+
+
+def test_simulated_slowdown_is_found() -> None:
+    """Under the same noise +10 % is found in nearly all sweeps and is never EQUIVALENT or IMPROVED."""
+    found = simulate(modelled_noise, 40, math.log(1.10), seed=2)
+    assert found.verdicts[Verdict.REGRESSED] >= 38
+    assert set(found.verdicts) <= {Verdict.REGRESSED, Verdict.INCONCLUSIVE}
+
+
+# The injected slowdown of a proof
+
+
+@pytest.mark.parametrize(("percent", "made"), [(0, 100), (3, 103), (5, 105), (10, 110)])
+def test_work_is_whole_calls(percent: int, made: int) -> None:
+    """Of a hundred calls that count, 100, 103, 105 or 110 are made; any number that is asked for becomes whole units."""
+    unit = WORK_UNITS[percent]
+    work = Work(unit, unit * percent // 100)
+    assert work.made(work.counted(100)) == made
+    for repeats in (1, unit - 1 or 1, unit, unit + 1, 3 * unit + 1):
+        counted = work.counted(repeats)
+        assert repeats <= counted < repeats + unit
+        assert work.made(counted) * 100 == counted * (100 + percent)
+
+
+class Steady:
+    """A clock by which every call takes a millisecond, and the region it times."""
+
+    resolution_s, most_repeats = 1e-9, 1000
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def time(self, region: object, repeats: int) -> Span:
+        """So many milliseconds."""
+        self.asked.append(repeats)
+        return Span(repeats * 1e-3, repeats * 1e-3)
+
+
+def test_extra_work_is_timed_and_not_counted() -> None:
+    """With one call more in twenty, a call of a millisecond is measured as 1.05: by work that was done, not by arithmetic."""
+    clock = Steady()
+    found = sample(clock, clock, Budget(0.0, 1.0, 0.01), Work(20, 1))  # type: ignore[arg-type]
+    assert found.repeats == 20
+    assert clock.asked[-1] == 21
+    assert found.times_s == pytest.approx([1.05e-3] * len(found.times_s))
