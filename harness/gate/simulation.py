@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,11 +18,11 @@ from .proof_records import ProofSweep
 
 CELLS = 8
 #: Two speed states 15 % apart, and how many pairs straddle a change; a quiet launch's deviation; degrees of freedom of the tails.
-_STATES, _STRADDLING, _DEVIATION, _FREEDOM = math.log(1.15), 0.05, 0.0065, 3
+_STATES, _STRADDLING, _DEVIATION, _FREEDOM = (1.0, 1.15), 0.05, 0.0065, 3
 _MIRRORED = {Verdict.REGRESSED: Verdict.IMPROVED, Verdict.IMPROVED: Verdict.REGRESSED}
 
-#: Draws the noise of one pair: log(candidate / base) of identical code.
-Noise = Callable[[random.Random], float]
+#: Draws a pair of launches of identical code.
+Noise = Callable[[random.Random], Pair]
 
 
 @dataclass
@@ -39,24 +40,41 @@ class Simulated:
 
 
 def measured_noise(sweeps: Iterable[ProofSweep]) -> Noise | None:
-    """Effects of identical code as they were measured, each in either direction with equal chance; None where there are none."""
-    effects = [
-        pair.effect
-        for sweep in sweeps
-        for kept in sweep.same.values()
-        for pair in (*kept.series.screen, *kept.series.after)
+    """Pairs of identical code as they were measured, in either order with equal chance; None where there are none."""
+    pairs = [
+        _relative(pair, series)
+        for series in (kept.series for sweep in sweeps for kept in sweep.same.values())
+        for pair in (*series.screen, *series.after)
     ]
-    if not effects:
-        return None
-    return lambda generator: generator.choice(effects) * generator.choice((-1, 1))
+
+    def draw(generator: random.Random) -> Pair:
+        pair = generator.choice(pairs)
+        return pair if generator.random() < 0.5 else Pair(pair.candidate, pair.base)
+
+    return draw if pairs else None
 
 
-def modelled_noise(generator: random.Random) -> float:
-    """Heavy tails, and pairs that straddle a change between two speed states."""
-    normal = generator.gauss(0, 1) - generator.gauss(0, 1)
+def modelled_noise(generator: random.Random) -> Pair:
+    """Launches with heavy tails in two speed states, some pairs of which straddle a change."""
+    state = generator.choice(_STATES)
+    other = sum(_STATES) - state if generator.random() < _STRADDLING else state
+    return Pair(_launch(generator, state), _launch(generator, other))
+
+
+def _launch(generator: random.Random, state: float) -> Timing:
+    """Its fastest sample hardly varies; its median does."""
     chi = sum(generator.gauss(0, 1) ** 2 for _ in range(_FREEDOM)) / _FREEDOM
-    noise = _DEVIATION * normal / math.sqrt(chi)
-    return noise + (generator.choice((-_STATES, _STATES)) if generator.random() < _STRADDLING else 0.0)
+    median = state * math.exp(_DEVIATION * generator.gauss(0, 1) / math.sqrt(chi))
+    return Timing(median, min(median, 0.99 * state))
+
+
+def _relative(pair: Pair, series: Series) -> Pair:
+    """In units of the comparison's own time, so that pairs of several cells can be drawn together."""
+    unit = statistics.median(each.base.median_s for each in series.screen)
+    base, candidate = pair.base, pair.candidate
+    return Pair(
+        Timing(base.median_s / unit, base.least_s / unit), Timing(candidate.median_s / unit, candidate.least_s / unit)
+    )
 
 
 def simulate(noise: Noise, sweeps: int, slower: float = 0.0, seed: int = 0) -> Simulated:
@@ -85,8 +103,11 @@ def _sweep(generator: random.Random, noise: Noise, shifts: Sequence[float]) -> d
 
 
 def _pairs(generator: random.Random, noise: Noise, shift: float, count: int) -> tuple[Pair, ...]:
-    times = [math.exp(shift + noise(generator)) for _ in range(count)]
-    return tuple(Pair(Timing(1.0, 1.0), Timing(time, time)) for time in times)
+    return tuple(_slowed(noise(generator), math.exp(shift)) for _ in range(count))
+
+
+def _slowed(pair: Pair, factor: float) -> Pair:
+    return Pair(pair.base, Timing(pair.candidate.median_s * factor, pair.candidate.least_s * factor))
 
 
 def _swapped(series: Series) -> Series:
