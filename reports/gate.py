@@ -145,6 +145,11 @@ def _arm(arm: ArmInfo) -> str:
     return f"{given} ({revision})" if revision and not given.startswith(revision) else given
 
 
+def _made_of(arm: ArmInfo) -> str:
+    parts = {"revision": arm.revision, "distribution": arm.factor, "files": arm.digest}
+    return ", ".join([arm.given, *(f"{name} {value}" for name, value in parts.items() if value and value != arm.given)])
+
+
 def _rank(judgement: Judgement) -> tuple[int, float, str]:
     return _ORDER.index(judgement.verdict), -abs(judgement.effect.shift if judgement.effect else 0.0), judgement.name
 
@@ -178,6 +183,6 @@ def _page(gate: Gate, result: GateResult) -> str:
                 key: words_of(value) for key, value in full_protocol(info.config.get("protocol") or {}).items()
             },
             "environment": {key: words_of(value) for key, value in (facts | versions).items()},
-            "arms": {"base": words_of(info.base.model_dump()), "candidate": words_of(info.candidate.model_dump())},
+            "arms": {"base": _made_of(info.base), "candidate": _made_of(info.candidate)},
         },
     )
