@@ -145,6 +145,20 @@ class Ceilings(_Record):
     peak_flops_per_s: dict[str, float] = {}
     last_level_cache_bytes: int | None = None
 
+    def best_with(self, other: Ceilings) -> Ceilings:
+        """The higher of each rate, and the shorter empty call: what disturbs a measurement only ever slows it down."""
+        rates = self.gemm_flops_per_s
+        return self.model_copy(
+            update={
+                "gemm_flops_per_s": {
+                    key: max(rate, other.gemm_flops_per_s.get(key, rate)) for key, rate in rates.items()
+                },
+                "memory_bytes_per_s": max(self.memory_bytes_per_s, other.memory_bytes_per_s),
+                "exp_per_s": max(filter(None, (self.exp_per_s, other.exp_per_s)), default=None),
+                "empty_call_s": min(self.empty_call_s, other.empty_call_s),
+            }
+        )
+
 
 class ServerStarted(_Record):
     """A fresh interpreter that workers are forked from."""

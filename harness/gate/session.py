@@ -20,7 +20,6 @@ from ..run.history import MOST_REPEATS
 from ..run.journal import now
 from ..run.outcomes import measurement_of
 from ..run.preparation import Preparation
-from ..verdicts.plausibility import beats_physics
 from .benches import Bench, BrokenCandidateError, start_all
 from .pairs import Pairs
 from .records import CONTROL, ArmLabel, Comparison, Gate, GateLaunch
@@ -177,13 +176,7 @@ class GateSession:
                     _crashed(f"two servers in turn failed while they ran it: {error}"), comparison, step, arm, 0
                 )
             raise
-        measurement = measurement_of(reply, deadline_s)
-        ceilings = self._preparation.ceilings
-        if measurement.outcome is Outcome.OK and ceilings is not None:
-            impossible = beats_physics(cell, measurement, ceilings)
-            if impossible:
-                return measurement.model_copy(update={"outcome": Outcome.IMPLAUSIBLE, "detail": impossible})
-        return measurement
+        return self._preparation.refuse_impossible(cell, measurement_of(reply, deadline_s))
 
     def _task(self, comparison: Comparison, arm: ArmLabel) -> CellTask:
         bench, protocol, cell = self._benches[arm], self._protocol, _cell(comparison, arm)

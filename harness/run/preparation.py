@@ -12,10 +12,11 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from ...impls import AttentionProblem, Pass
-from ..cell import Conditions, Float32
+from ..cell import Cell, Conditions, Float32
 from ..measure.tasks import CeilingsTask, LimitsDone, LimitsTask, Probe, Task, TruthDone, TruthTask
-from ..records import Ceilings, CeilingsMeasured, LimitsMeasured, TruthComputed
+from ..records import Ceilings, CeilingsMeasured, LimitsMeasured, Measurement, Outcome, TruthComputed
 from ..store import StoreError
+from ..verdicts.plausibility import beats_physics
 from .executor import ServerError
 from .journal import Journal, now
 from .outcomes import failure_of
@@ -23,6 +24,8 @@ from .servers import Servers
 
 #: Seconds that the oracle or the ceilings may take.
 DEADLINE_S = 600.0
+#: How often a session measures its ceilings again because a cell is above them.
+MOST_LOOKS = 2
 _PROBE_BYTES = 65536
 _Result = TypeVar("_Result", bound=BaseModel)
 
@@ -39,6 +42,8 @@ class Preparation:
     seed: int
     float32: Float32
     ceilings: Ceilings | None = None
+    _task: CeilingsTask | None = None
+    _looks: int = 0
     _failures: dict[AttentionProblem, str] = field(default_factory=dict)
 
     def find_ceilings(
@@ -49,13 +54,38 @@ class Preparation:
         """
         if self.ceilings is not None:
             return
-        task = CeilingsTask(
+        self._task = CeilingsTask(
             device=self.device, threads=self.threads, seed=self.seed, dtypes=tuple(sorted({"float32", *dtypes})),
             conditions=conditions, last_level_cache_bytes=cache_bytes,
         )  # fmt: skip
-        probe, failure, seconds = self._ask(task, Probe)
+        self._measure_ceilings(peaks)
+
+    def refuse_impossible(self, cell: Cell, measurement: Measurement) -> Measurement:
+        """The measurement, as IMPLAUSIBLE where it beats physics.
+
+        Ceilings that were measured while the machine was busy are too low: before a cell is blamed they are measured again, and
+        the best counts.
+        """
+        impossible = self._impossible(cell, measurement)
+        while impossible and self._looks < MOST_LOOKS and self.ceilings is not None:
+            self._looks += 1
+            self._measure_ceilings(self.ceilings.peak_flops_per_s)
+            impossible = self._impossible(cell, measurement)
+        if impossible:
+            return measurement.model_copy(update={"outcome": Outcome.IMPLAUSIBLE, "detail": impossible})
+        return measurement
+
+    def _impossible(self, cell: Cell, measurement: Measurement) -> str:
+        if measurement.outcome is not Outcome.OK or self.ceilings is None:
+            return ""
+        return beats_physics(cell, measurement, self.ceilings)
+
+    def _measure_ceilings(self, peaks: dict[str, float]) -> None:
+        assert self._task is not None
+        probe, failure, seconds = self._ask(self._task, Probe)
         if probe is not None:
-            self.ceilings = probe.ceilings.model_copy(update={"peak_flops_per_s": peaks})
+            found = probe.ceilings.model_copy(update={"peak_flops_per_s": peaks})
+            self.ceilings = found if self.ceilings is None else self.ceilings.best_with(found)
         event = CeilingsMeasured(
             at=now(),
             ceilings=self.ceilings,

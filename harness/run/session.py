@@ -13,7 +13,6 @@ from ..measure.tasks import CellTask
 from ..plan import Plan, cost_of, order
 from ..records import Launch, Measurement, Notice, Outcome, ServerStarted, SessionEnded
 from ..store import Run
-from ..verdicts.plausibility import beats_physics
 from .executor import Executor, NoServerError, ServerError
 from .history import MOST_REPEATS, History
 from .journal import Journal, Observer, now
@@ -154,13 +153,7 @@ class Session:
             reply = self._servers.run(self._task(cell, round_), deadline_s)
         except ServerError as error:
             return Measurement(outcome=Outcome.CRASHED, detail=f"two servers in turn failed while they ran it: {error}")
-        measurement = measurement_of(reply, deadline_s)
-        ceilings = self._preparation.ceilings
-        if measurement.outcome is Outcome.OK and ceilings is not None:
-            impossible = beats_physics(cell, measurement, ceilings)
-            if impossible:
-                return measurement.model_copy(update={"outcome": Outcome.IMPLAUSIBLE, "detail": impossible})
-        return measurement
+        return self._preparation.refuse_impossible(cell, measurement_of(reply, deadline_s))
 
     def _task(self, cell: Cell, round_: int) -> CellTask:
         protocol = self._protocol
