@@ -14,12 +14,14 @@ from ..cell import Cell
 from ..config import Protocol as MeasurementProtocol
 from ..measure.tasks import CellTask
 from ..plan import cost_of
+from ..plan.cost import SERVER_S
 from ..records import Event, Measurement, Notice, Outcome, SessionEnded
 from ..run.executor import Executor, NoServerError, ServerError
 from ..run.history import MOST_REPEATS
 from ..run.journal import now
 from ..run.outcomes import measurement_of
 from ..run.preparation import Preparation
+from ..verdicts.paired import SCREEN_PAIRS
 from .benches import Bench, BrokenCandidateError, start_all
 from .pairs import Pairs
 from .records import CONTROL, ArmLabel, Comparison, Gate, GateLaunch
@@ -31,6 +33,10 @@ WORK_UNITS = {0: 1, 3: 100, 5: 20, 10: 10}
 
 class Watcher(Protocol):
     """Is told what happens, as it happens."""
+
+    def began(self, cells: int, screen_s: float) -> None:
+        """So many comparisons are to be made, and the screen of all of them takes about so long."""
+        ...
 
     def pairing(self, step: Next, gate: Gate) -> None:
         """A pair of servers is about to start."""
@@ -94,6 +100,7 @@ class GateSession:
 
     def _all_pairs(self, begin: float) -> Ending:
         gate, info = self._gate, self._gate.info
+        self._watcher.began(len(info.comparisons), self._estimate())
         self._prepare()
         while True:
             pairs = Pairs.of(self._launches)
@@ -105,6 +112,13 @@ class GateSession:
                 return Ending("time", f"the time limit of {info.max_minutes:g} minutes was reached")
             self._watcher.pairing(step, gate)
             self._pair(step)
+
+    def _estimate(self) -> float:
+        """Seconds of the screen, roughly; both cores start servers, three at once."""
+        info = self._gate.info
+        cells = [cell for each in (*info.comparisons, info.control) for cell in (each.base, each.candidate)]
+        launches = sum(cost_of(cell, self._device, self._protocol).seconds_per_launch for cell in cells)
+        return SCREEN_PAIRS * (1.5 * SERVER_S + launches)
 
     def _prepare(self) -> None:
         """The truths and the machine's ceilings, from servers of the caller."""
