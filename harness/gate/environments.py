@@ -93,9 +93,8 @@ def make_arm(folder: Path, source: Source, factor: str, shared: Shared, plugins:
     compileall.compile_dir(site, quiet=2)
     placed = tuple(_plugin(plugin, source) for plugin in plugins)
     folders = (str(folder), *([str(source.path)] if plugins else []))
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     return Arm(
-        python, environment | {"PYTHONNOUSERSITE": "1"}, Bounds(folders=folders, factor=factor), placed,
+        python, _environment(), Bounds(folders=folders, factor=factor), placed,
         ArmInfo(given=source.given, revision=source.revision, factor=factor, digest=_digest(site, placed)),
     )  # fmt: skip
 
@@ -192,6 +191,12 @@ def _own_gaps(source: Source) -> list[str]:
     return [str(each) for each in (*needed, *pinned) if not is_met(each)]
 
 
+def _environment() -> dict[str, str]:
+    """The caller's, without what would show an arm packages of the caller: not even pip may take one for installed."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    return kept | {"PYTHONNOUSERSITE": "1"}
+
+
 def _install(python: str, what: Sequence[str], source: Source) -> None:
     """By the caller's pip into the arm; what the shared folder has already is not installed again. Errors: `ArmError`."""
     if not what:
@@ -199,7 +204,9 @@ def _install(python: str, what: Sequence[str], source: Source) -> None:
     pins = source.path / "constraints.txt"
     constraints = ["--constraint", str(pins)] if not source.is_wheel and pins.is_file() else []
     command = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "install", "--quiet"]
-    done = subprocess.run([*command, *constraints, *what], capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        [*command, *constraints, *what], env=_environment(), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()[-3:]
         raise ArmError(f"{source.given}: pip could not install {' '.join(what)}: {'; '.join(lines[:3])}")
