@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -87,6 +88,8 @@ def carry_out_gate(ready: gates.Ready, *, require_conclusive: bool) -> NoReturn:
     try:
         ending = ready.carry_out(GateProgress())
     except ArmError as error:
+        if not ready.gate.launches():
+            shutil.rmtree(ready.gate.path, ignore_errors=True)  # nothing was measured, and nobody would look for it
         fail(error, Exit.USAGE)
     from ...reports import gate as report
 

@@ -34,13 +34,14 @@ class Effect:
 
     @property
     def words(self) -> str:
-        """`slower by 4.9 %`, or `faster by 3.0 %`: how much more time the slower one takes."""
-        return f"{'slower' if self.shift >= 0 else 'faster'} by {_percent(abs(self.shift))} %"
+        """`slower by 4.9 %` or `faster by 3.0 %`: so much more or less time."""
+        return f"{'slower' if self.shift >= 0 else 'faster'} by {_percent(abs(math.expm1(self.shift)))} %"
 
     def __str__(self) -> str:
         """`slower by 4.9 % [4.1, 5.6]`; an end of the interval that points the other way is negative."""
-        turned = self if self.shift >= 0 else self.mirrored()
-        return f"{self.words} [{_percent(turned.low)}, {_percent(turned.high)}]"
+        ends = [math.expm1(each) for each in (self.low, self.high)]
+        low, high = ends if self.shift >= 0 else (-ends[1], -ends[0])
+        return f"{self.words} [{_percent(low)}, {_percent(high)}]"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,6 @@ class Judgement:
         return replace(self, verdict=verdict, reason=f"{reason}; {self.reason}" if self.reason else reason)
 
 
-def _percent(log_ratio: float) -> str:
-    """A ratio of times as percent, with enough digits to tell 1 from 1.04."""
-    return f"{100 * math.expm1(log_ratio):.1f}"
+def _percent(change: float) -> str:
+    """A change of time in percent, with enough digits to tell 1 from 1.04."""
+    return f"{100 * change:.1f}"

@@ -184,11 +184,16 @@ def _ruling(
     return _unconfirmed(series)
 
 
+def _words_of(count: int) -> str:
+    """`1 pair`, `16 pairs`."""
+    return f"{count} pair{'' if count == 1 else 's'}"
+
+
 def _unconfirmed(series: Series) -> Ruling:
     """Nothing was confirmed: equal where the interval says so, else inconclusive with the reason."""
     counted = series.after[: series.most_after] if series.flags else series.counted
     effect = effect_of(counted)
-    words = f"{len(counted)} pairs: {effect}" if effect else f"{len(counted)} pairs"
+    words = f"{_words_of(len(counted))}: {effect}" if effect else _words_of(len(counted))
     if series.flags and len(series.after) < series.most_after:
         reason = f"flagged by the screen, and {series.most_after} fresh pairs were asked for to confirm it"
     elif effect and effect.low > -FLOOR and effect.high < FLOOR:
@@ -203,7 +208,7 @@ def _unconfirmed(series: Series) -> Ruling:
 def _confirmed(direction: Direction, pairs: Sequence[Pair]) -> Ruling:
     effect = effect_of(pairs)
     assert effect is not None
-    words = f"{len(pairs)} pairs: {effect}"
+    words = f"{_words_of(len(pairs))}: {effect}"
     least = _effect_of_least(pairs)
     if direction * least < 0:
         turned = Effect(least, least, least)
