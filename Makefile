@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench bench-chunked bench-cpu bench-papers test lint clean test-cuda test-emulated test-packages verify verify-emulated
+.PHONY: bench bench-chunked bench-cpu bench-papers test lint clean test-cuda test-emulated test-packages test-tracking verify verify-emulated
 
 bench: .venv/installed
 	$(BIN)/attnbench run quick
@@ -20,7 +20,10 @@ test: .venv/installed-test
 	$(BIN)/python -m pytest -q
 
 test-cuda: .venv/installed-test
-	$(BIN)/python -m pytest -q -m cuda
+	$(BIN)/python -m pytest -q -m cuda tests tests/tracking
+
+test-tracking: .venv/installed-test
+	$(BIN)/python -m pytest -q tests/tracking
 
 test-packages: .venv/installed-cpu .venv/installed-test
 	$(BIN)/python -m pytest -q tests/packages

@@ -81,8 +81,8 @@ def control(slower: float = 1.0) -> list[GateLaunch]:
 def info(comparisons: Iterable[Comparison], **changes: Any) -> GateInfo:
     """A gate's description."""
     given: dict[str, Any] = {
-        "id": "gate", "name": "test", "created_at": "2026-11-24T00:00:00", "config_source": "c.yaml", "config_text": "name: test\n",
-        "config": {"name": "test", "protocol": {}}, "device": "cpu", "versions": {"torch": "2"},
+        "id": "gate", "name": "test", "created_at": "2026-11-24T00:00:00", "config_source": "c.yaml",
+        "config_text": "name: test\n", "config": {"name": "test", "protocol": {}}, "device": "cpu", "versions": {"torch": "2"},
         "environment": {"strict": {"cpu_model": "Test CPU"}, "device_name": "Test CPU"}, "comparisons": tuple(comparisons),
         "control": YARDSTICK, "base": ArmInfo(given="main", revision="a" * 40, factor="attnbench"),
         "candidate": ArmInfo(given="HEAD", revision="b" * 40, factor="attnbench"), "seed": 7, "attnbench_version": "0.1.0",
