@@ -152,18 +152,21 @@ def test_a_pull_request_that_is_slower(
 
 
 def test_a_comment_and_an_interrupt(repository: Path, tmp_path: Path, attnbench_in: Callable[[Path], Command]) -> None:
-    """Ctrl-C in the middle of a gate exits 130; resume keeps its pairs and its commit, though the branch moved, and exits 0."""
+    """Ctrl-C exits 130; resume keeps the pairs and the commit, though the branch moved, survives `kill -9`, and exits 0."""
     with (repository / "impls" / "chunked" / "__init__.py").open("a") as stream:
         stream.write("# Nothing that changes anything.\n")
     meant = commit(repository, "Comment")
-    command = [
-        Path(sys.executable).parent / "attnbench", "gate", tmp_path / "chunked.yaml", "--base", "HEAD~1", "--candidate", "work",
-        "--out", tmp_path / "runs",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        list(map(str, command)), cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, env={**os.environ, "NO_COLOR": "1"},
-    )  # fmt: skip
+    process = start(
+        repository,
+        "gate",
+        tmp_path / "chunked.yaml",
+        "--base",
+        "HEAD~1",
+        "--candidate",
+        "work",
+        "--out",
+        tmp_path / "runs",
+    )
     path = wait_for_pairs(tmp_path / "runs", 2)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
@@ -176,6 +179,10 @@ def test_a_comment_and_an_interrupt(repository: Path, tmp_path: Path, attnbench_
     before = Gate.open(path).launches()
     much_slower(repository)
     commit(repository, "Slower")
+    process = start(repository, "resume", path)
+    wait_for_pairs(tmp_path / "runs", 3)
+    process.kill()
+    process.communicate()
     done = attnbench_in(repository)("resume", path, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     gate = Gate.open(path)
@@ -187,6 +194,14 @@ def test_a_comment_and_an_interrupt(repository: Path, tmp_path: Path, attnbench_
     ends = [event.status for event in gate.events() if isinstance(event, SessionEnded)]
     assert ends == ["interrupted", "finished"]
     assert_apart(gate, repository)
+
+
+def start(folder: Path, *arguments: str | Path) -> subprocess.Popen[str]:
+    """The command in the background, in a group of its own."""
+    return subprocess.Popen(
+        [Path(sys.executable).parent / "attnbench", *map(str, arguments)], cwd=folder, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
 
 
 def wait_for_pairs(root: Path, count: int) -> Path:
@@ -206,15 +221,21 @@ def wait_for_pairs(root: Path, count: int) -> Path:
 def test_a_pull_request_that_is_wrong(
     repository: Path, tmp_path: Path, attnbench_in: Callable[[Path], Command]
 ) -> None:
-    """A scale that is off by 1 % fails the check in the candidate: FAILED and 13, at the first pair, however fast it is."""
+    """A scale 1 % off fails the candidate's check: FAILED and 13, at the first pair; what neither arm can run is no verdict."""
+    (tmp_path / "c.yaml").write_text(CONFIG.format(names="chunked, sdpa_cudnn"))
     change(repository / "impls" / "chunked" / "__init__.py", "problem.softmax_scale", "1.01 * problem.softmax_scale")
     commit(repository, "Wrong")
     done = attnbench_in(repository)(
-        "gate", tmp_path / "chunked.yaml", "--base", "HEAD~1", "--candidate", "HEAD", "--out", tmp_path / "runs"
+        "gate", tmp_path / "c.yaml", "--base", "HEAD~1", "--candidate", "HEAD", "--out", tmp_path / "runs"
     )
     assert done.returncode == 13, done.stdout + done.stderr
     gate = gate_of(done, repository)
     said = verdicts_of(gate)["chunked"]
+    refused = json.loads((gate.path / "verdicts.json").read_text())["refused"]
+    assert verdicts_of(gate).keys() == {"chunked"}
+    assert [name.split("/")[0] for name in refused] == ["sdpa_cudnn"]
+    assert all("neither arm can run it" in reason and "cuda" in reason.lower() for reason in refused.values())
+    assert "Neither arm can run" in done.stdout
     assert said["verdict"] == "FAILED"
     assert "INCORRECT" in said["reason"]
     assert {each.outcome for each in launches_of(gate, "chunked") if each.arm == "base"} <= {Outcome.OK}
@@ -418,6 +439,16 @@ def test_a_configuration_that_is_not_there(attnbench: Command, config: str, code
     assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_nothing_that_can_run_here(attnbench: Command, tmp_path: Path) -> None:
+    """Where no cell can run here there is no control either: refused in a line, before a folder is made."""
+    (tmp_path / "c.yaml").write_text(CONFIG.format(names="sdpa_cudnn"))
+    done = attnbench("gate", "c.yaml", "--base", ".", "--candidate", ".", "--out", "runs")
+    assert done.returncode == 2
+    assert "no cell of this configuration can run here" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
 
 
 def test_nothing_to_measure(attnbench: Command, tmp_path: Path) -> None:
