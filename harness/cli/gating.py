@@ -74,9 +74,11 @@ def gate(
         chosen = [name.partition("[")[0] for name in names] if is_of_implementations else split_names(only)
         loaded = load_config(config, overrides=set_ or (), only=chosen, tolerate_unknown=bool(failed))
         asked = gates.Asked(*names, is_of_implementations, factor, tuple(plugin or ()), max_minutes)
-        carry_out_gate(
-            gates.begin(loaded, out or Path("results/runs"), asked, failed), require_conclusive=require_conclusive
-        )
+        try:
+            ready = gates.begin(loaded, out or Path("results/runs"), asked, failed)
+        except gates.NothingToGateError as error:
+            fail(error, Exit.NOTHING_MEASURED)
+        carry_out_gate(ready, require_conclusive=require_conclusive)
 
 
 def carry_out_gate(ready: gates.Ready, *, require_conclusive: bool) -> NoReturn:

@@ -29,6 +29,10 @@ from .session import Ending, GateSession, Watcher
 from .sources import OWN, ArmError, Source, opened
 
 
+class NothingToGateError(Exception):
+    """A configuration of which nothing can be measured here. Exit code 14."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What the command line asks of a gate: two arms by revision, path or wheel, or two implementations of one environment."""
@@ -75,13 +79,13 @@ def result_of(gate: Gate) -> GateResult:
 
 
 def begin(loaded: LoadedConfig, root: Path, asked: Asked, failed_plugins: Mapping[str, str]) -> Ready:
-    """A new gate's folder under `root`. Errors: `DeviceError`, `ConfigError`, `StoreError`."""
+    """A new gate's folder under `root`. Errors: `DeviceError`, `ConfigError`, `NothingToGateError`, `StoreError`."""
     config = loaded.config
     device = environment.find_device(config.device)
     plan = make_plan(config, device).explained(failed_plugins)
     comparisons, refused = _of_implementations(plan, asked) if asked.is_of_implementations else _of_arms(plan)
     if not plan.control:
-        raise ConfigError(
+        raise NothingToGateError(
             "no cell of this configuration can run here, so there is nothing to gate; see `attnbench plan`"
         )
     return create(loaded, root, asked, Machine.found(config, device), comparisons, refused, plan)
@@ -179,14 +183,14 @@ def _benches(gate: Gate) -> Iterator[dict[ArmLabel, Bench]]:
         yield {"base": here, "candidate": here, "control": here}
         return
     folder = gate.path / "arms"
-    try:
-        with _arms(folder, info) as (base, candidate):
-            _keep_digests(gate, base.info, candidate.info)
-            yield {"base": _bench(base), "candidate": _bench(candidate), "control": _bench(base)}
-    except OSError as error:
-        raise StoreError(f"the arms cannot be made under {folder}: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            base, candidate = stack.enter_context(_arms(folder, info))
+        except OSError as error:
+            raise StoreError(f"the arms cannot be made under {folder}: {error}") from error
+        _keep_digests(gate, base.info, candidate.info)
+        yield {"base": _bench(base), "candidate": _bench(candidate), "control": _bench(base)}
 
 
 @contextmanager
