@@ -12,8 +12,6 @@ from ..verdicts.paired import Ruling, contamination, effect_of, rule
 from .pairs import Pairs
 from .records import ArmLabel, Comparison, GateLaunch
 
-_MEASURED = frozenset({Verdict.REGRESSED, Verdict.IMPROVED, Verdict.EQUIVALENT, Verdict.INCONCLUSIVE})
-
 
 @dataclass(frozen=True)
 class GateResult:
@@ -26,11 +24,6 @@ class GateResult:
     refused: Mapping[str, str]
     control: Effect | None
     is_contaminated: bool
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether anything was compared at all."""
-        return any(each.verdict in _MEASURED for each in self.judgements)
 
     def exit_code(self, *, require_conclusive: bool = False) -> Exit:
         """The code that a gate ends with."""
