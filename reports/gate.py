@@ -36,7 +36,8 @@ _LEVELS = {
 }  # fmt: skip
 VERDICTS_FILE = "verdicts.json"
 CONTAMINATED = (
-    "CONTAMINATED: two servers of the base differ by more than 1 % here, so that nothing may be called slower or faster"
+    "CONTAMINATED: two servers of the base differ by more than 1 % here, or could not be held against each other: nothing may be "
+    "called slower or faster"
 )
 
 
@@ -118,6 +119,8 @@ def _lines(gate: Gate, result: GateResult) -> Iterator[str]:
     if result.is_contaminated:
         yield CONTAMINATED
     yield from _notices(gate)
+    if result.control_failure:
+        yield f"the control ended: {result.control_failure}"
     control = f"the control, base against base: {result.control}" if result.control else "the control has too few pairs"
     yield f"{control}; on {machine_name(gate.info.environment)}"
     yield "of all sweeps of identical code at most 1 % may be called slower or faster; an effect below 1 % never is"

@@ -136,9 +136,11 @@ def _worst_error(cells: pd.DataFrame) -> pd.Series:
 
 
 def escaped(value: object) -> str:
-    """A value as Markdown that shows it: a pipe ends no cell, and `<` begins no tag."""
+    """A value as Markdown that shows it: a pipe ends no cell, `<` begins no tag, `](` no link, and `@` calls nobody."""
     line = " ".join(str(value).splitlines())
-    return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return (
+        line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(").replace("@", "&#64;")
+    )
 
 
 def _line(values: Iterable[object]) -> str:

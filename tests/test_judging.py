@@ -60,6 +60,12 @@ def launch(
     )  # fmt: skip
 
 
+def ending(of: Comparison, arm: ArmLabel, outcome: Outcome, pair: int = 0, **changes: Any) -> list[GateLaunch]:
+    """A pair in which one arm ends so, and the other is OK."""
+    other: ArmLabel = "base" if arm != "base" else "control" if of.key == CONTROL else "candidate"
+    return [launch(of, other, pair), launch(of, arm, pair, outcome=outcome, **changes)]
+
+
 def pairs_of(
     of: Comparison, slower: float = 1.0, *, screen: int = 8, after: int = 0, other: ArmLabel = "candidate"
 ) -> list[GateLaunch]:
@@ -215,14 +221,25 @@ def test_a_pair_that_was_cut_off_is_measured_again() -> None:
 def test_what_ended_is_not_measured_further() -> None:
     """A comparison that failed is left out, and where all failed nothing is left to do; a control that failed is left out too."""
     fine, failed = comparison(32), comparison(64)
-    end = launch(failed, "candidate", outcome=Outcome.CRASHED)
-    step = next_pair(info([fine, failed]), Pairs.of([end]))
+    end = ending(failed, "candidate", Outcome.CRASHED)
+    step = next_pair(info([fine, failed]), Pairs.of(end))
     assert step is not None
     assert {each.key for each in step.comparisons} == {fine.key, CONTROL}
-    assert next_pair(info([failed]), Pairs.of([end])) is None
-    step = next_pair(info([fine]), Pairs.of([launch(YARDSTICK, "base", outcome=Outcome.ERROR)]))
+    assert next_pair(info([failed]), Pairs.of(end)) is None
+    step = next_pair(info([fine]), Pairs.of(ending(YARDSTICK, "base", Outcome.ERROR)))
     assert step is not None
     assert [each.key for each in step.comparisons] == [fine.key]
+
+
+@pytest.mark.parametrize("arm", ["base", "candidate"])
+def test_half_a_pair_ends_nothing(arm: ArmLabel) -> None:
+    """Where one arm failed and the other was not asked, the pair is measured anew; unless no further launch can be made."""
+    one = comparison(32)
+    alone = launch(one, arm, outcome=Outcome.TIMED_OUT)
+    step = next_pair(info([one]), Pairs.of([alone]))
+    assert step is not None
+    assert one.key in {each.key for each in step.comparisons}
+    assert next_pair(info([one]), Pairs.of([alone.model_copy(update={"ends": True})])) is None
 
 
 # Verdicts
@@ -249,7 +266,7 @@ def test_contamination_takes_back_what_was_told(stored: Callable[..., Gate]) -> 
         [slower, faster, same, broken],
         [
             *pairs_of(slower, 1.2, after=16), *pairs_of(faster, 0.8, after=16), *pairs_of(same), *control(1.03),
-            launch(broken, "candidate", outcome=Outcome.INCORRECT),
+            *ending(broken, "candidate", Outcome.INCORRECT),
         ],
     )  # fmt: skip
     result = result_of(gate)
@@ -299,15 +316,38 @@ def test_ends_without_a_time(
 def test_the_gravest_decides_the_code(stored: Callable[..., Gate]) -> None:
     """Slower before failed before inconclusive; a gate in which nothing was measured exits 14."""
     slower, broken, none = (comparison(seq) for seq in (16, 32, 48))
-    failed = launch(broken, "candidate", outcome=Outcome.ERROR)
-    everything = result_of(stored([slower, broken, none], [*pairs_of(slower, 1.2, after=16), failed], id="a"))
+    failed = ending(broken, "candidate", Outcome.ERROR)
+    everything = result_of(stored([slower, broken, none], [*pairs_of(slower, 1.2, after=16), *failed], id="a"))
     assert everything.exit_code(require_conclusive=True) is Exit.REGRESSION
-    without = result_of(stored([broken, none], [failed], id="b"))
+    without = result_of(stored([broken, none], failed, id="b"))
     assert without.exit_code(require_conclusive=True) is Exit.CELLS_FAILED
-    open_ = result_of(stored([none], [], id="c"))
+    open_ = result_of(stored([none], pairs_of(none, screen=3), id="c"))
     assert open_.exit_code() is Exit.PASS
     assert open_.exit_code(require_conclusive=True) is Exit.INCONCLUSIVE
     assert result_of(stored([], [], id="d", refused={"x": ("needs CUDA",)})).exit_code() is Exit.NOTHING_MEASURED
+    assert result_of(stored([none], [], id="e")).exit_code() is Exit.NOTHING_MEASURED
+
+
+def test_a_base_that_ends_late_hides_no_regression(stored: Callable[..., Gate]) -> None:
+    """After pairs that were measured, a base that once runs out of memory leaves the comparison open; NEW is what never ran."""
+    slower = comparison(32)
+    late = result_of(
+        stored([slower], [*pairs_of(slower, 2.0), *ending(slower, "base", Outcome.OUT_OF_MEMORY, 8)], id="late")
+    )
+    assert [each.verdict for each in late.judgements] == [Verdict.INCONCLUSIVE]
+    assert late.exit_code(require_conclusive=True) is Exit.INCONCLUSIVE
+    never = result_of(stored([slower], ending(slower, "base", Outcome.OUT_OF_MEMORY), id="never"))
+    assert [each.verdict for each in never.judgements] == [Verdict.NEW]
+
+
+def test_without_a_control_nothing_is_told(stored: Callable[..., Gate]) -> None:
+    """A control that ended cannot vouch for the others: the gate is contaminated, and says why."""
+    slower = comparison(32)
+    gate = stored([slower], [*pairs_of(slower, 1.2, after=16), *ending(YARDSTICK, "control", Outcome.TIMED_OUT)])
+    result = result_of(gate)
+    assert result.is_contaminated
+    assert [each.verdict for each in result.judgements] == [Verdict.INCONCLUSIVE]
+    assert "the control ended: control: TIMED_OUT" in report.document(gate, result).markdown()
 
 
 # What is read
@@ -332,9 +372,9 @@ def test_hostile_names_stay_words(stored: Callable[..., Gate]) -> None:
     """Names and reasons of an arm's code appear in the page, the summary and the annotations as words, never as commands."""
     slower, broken = comparison(32), comparison(64)
     hostile = [each.model_copy(update={"name": HOSTILE_NAME}) for each in (slower, broken)]
-    end = launch(broken, "candidate", outcome=Outcome.ERROR, detail=HOSTILE)
+    end = ending(broken, "candidate", Outcome.ERROR, detail=HOSTILE)
     gate = stored(
-        hostile, [*pairs_of(slower, 1.2, after=16), end, *control()], name=HOSTILE, refused={HOSTILE: (HOSTILE,)},
+        hostile, [*pairs_of(slower, 1.2, after=16), *end, *control()], name=HOSTILE, refused={HOSTILE: (HOSTILE,)},
         base=ArmInfo(given=HOSTILE), candidate=ArmInfo(given=HOSTILE, revision="version 1"),
     )  # fmt: skip
     report.write_all(gate)

@@ -26,11 +26,11 @@ from attnbench.harness.verdicts.paired import (
     PRECISION_PAIRS,
     SCREEN_PAIRS,
     Direction,
+    Looks,
     Pair,
     Series,
     Timing,
     contamination,
-    first_look_pairs,
     holm,
     rule,
     wanted_after,
@@ -322,7 +322,7 @@ def test_a_little_beyond_the_floor_is_neither() -> None:
 
 def test_the_first_look_counts() -> None:
     """The first look comes at the fewest pairs that can pass it; what it settles asks for no more, what it leaves does."""
-    assert [first_look_pairs(flags) for flags in (1, 2, 4, 60)] == [8, 9, 10, 14]
+    assert [Looks(flags).first for flags in (1, 2, 4, 60)] == [8, 9, 10, 14]
     slower, none = of_effects([0.05] * 30), of_effects([0.0] * 30)
     settled = Series(slower[:8], slower[:8])
     assert wanted_after({"0": settled}) == {"0": 8}
@@ -417,3 +417,11 @@ def test_extra_work_is_timed_and_not_counted() -> None:
     assert found.repeats == 20
     assert clock.asked[-1] == 21
     assert found.times_s == pytest.approx([1.05e-3] * len(found.times_s))
+
+
+@pytest.mark.parametrize("cells", [60, 300, 500])
+def test_a_sweep_of_any_size_can_regress(cells: int) -> None:
+    """Where every cell is slower, each has as many pairs as Holm's procedure needs among so many."""
+    series = {str(at): Series(of_effects([0.1] * 8), of_effects([0.1] * 24)) for at in range(cells)}
+    assert {ruling.verdict for ruling in rule(series).values()} == {Verdict.REGRESSED}
+    assert max(wanted_after(series).values()) <= 24

@@ -41,7 +41,10 @@ def run(
 def resume(
     run: RunArgument,
     plugin: PluginOption = None,
-    retry_failed: Annotated[bool, typer.Option(help="Measure cells again that failed.")] = False,
+    retry_failed: Annotated[bool, typer.Option(help="Measure a run's cells again that failed.")] = False,
+    require_conclusive: Annotated[
+        bool, typer.Option("--require-conclusive", help="Exit 11 if a gate is inconclusive.")
+    ] = False,
 ) -> None:
     """Go on with an interrupted run or gate, from its stored config."""
     with stated_errors():
@@ -52,7 +55,7 @@ def resume(
 
         failed = load_plugins(plugin or [])
         if gates.is_gate(run):
-            carry_out_gate(gates.reopen(Gate.open(run), plugin or []), require_conclusive=False)
+            carry_out_gate(gates.reopen(Gate.open(run), plugin or []), require_conclusive=require_conclusive)
         _carry_out(runs.reopen(Run.open(run), plugin or [], failed), retry_failed=retry_failed)
 
 

@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from ...impls import get
 from ..run.fork_server import ForkServer
 from ..run.machine import ResumeError
@@ -49,7 +51,7 @@ def _arms(folder: Path, info: GateInfo) -> Iterator[tuple[Arm, Arm]]:
             stack.enter_context(opened(given, folder / f"{label}-source"))
             for label, given in zip(("base", "cand"), givens, strict=True)
         ]
-        factor = info.base.factor or _factor(*sources, plugins=info.plugins)
+        factor = canonicalize_name(info.base.factor) or _factor(*sources, plugins=info.plugins)
         shared = Shared.made(folder, _other_packages(info, factor), with_impls=factor != OWN)
         arms = [
             make_arm(folder / label, source, factor, shared, info.plugins)
@@ -79,7 +81,7 @@ def _other_packages(info: GateInfo, factor: str) -> list[str]:
             packages.add(get(name).package)
         except Exception:  # noqa: BLE001, S112 - what the caller cannot make, the arms may; or they say why not
             continue
-    return sorted(packages - {factor, OWN})
+    return sorted({canonicalize_name(each) for each in packages} - {factor, OWN})
 
 
 def _keep_digests(gate: Gate, base: ArmInfo, candidate: ArmInfo) -> None:

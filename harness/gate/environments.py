@@ -33,6 +33,9 @@ from .sources import OWN, ArmError, Source
 HARNESS_NEEDS = ("torch", "numpy", "pydantic", "PyYAML", "psutil", "packaging", "nvidia-ml-py")
 #: What attnbench needs in the calling process alone.
 CALLER_NEEDS = frozenset({"typer", "rich", "jinja2", "pandas", "pyarrow", "seaborn", "scipy", OWN})
+#: What a source tree holds beside its source.
+_NOT_SOURCE = (".git", ".venv*", "venv", "build", "dist", "*.egg-info", "__pycache__", "results", "node_modules")
+_MISLEADING = frozenset({"PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_ROOT"})
 _HARNESS_PARTS = ("harness", "reports", "configs")
 
 
@@ -89,12 +92,11 @@ def make_arm(folder: Path, source: Source, factor: str, shared: Shared, plugins:
         _place_impls(source, site / OWN / "impls")
         _install(python, _own_gaps(source), source)
     elif factor:
-        _install(python, [str(source.path)], source)
+        _install(python, [str(_buildable(source, folder / "build"))], source)
     compileall.compile_dir(site, quiet=2)
-    placed = tuple(_plugin(plugin, source) for plugin in plugins)
-    folders = (str(folder), *([str(source.path)] if plugins else []))
+    placed = tuple(_placed_plugin(each, source, folder / "plugins" / str(at)) for at, each in enumerate(plugins))
     return Arm(
-        python, _environment(), Bounds(folders=folders, factor=factor), placed,
+        python, _environment(), Bounds(folder=str(folder), factor=factor), placed,
         ArmInfo(given=source.given, revision=source.revision, factor=factor, digest=_digest(site, placed)),
     )  # fmt: skip
 
@@ -192,8 +194,8 @@ def _own_gaps(source: Source) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """The caller's, without what would show an arm packages of the caller: not even pip may take one for installed."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    """The caller's, without what would show an arm packages of the caller, or have pip install elsewhere."""
+    kept = {key: value for key, value in os.environ.items() if key not in _MISLEADING}
     return kept | {"PYTHONNOUSERSITE": "1"}
 
 
@@ -212,15 +214,26 @@ def _install(python: str, what: Sequence[str], source: Source) -> None:
         raise ArmError(f"{source.given}: pip could not install {' '.join(what)}: {'; '.join(lines[:3])}")
 
 
-def _plugin(plugin: str, source: Source) -> str:
-    """A plugin's file is the arm's own; a module's name means the one that the arm has installed."""
+def _placed_plugin(plugin: str, source: Source, folder: Path) -> str:
+    """A plugin's file is the arm's own, copied, since each launch reads it anew. A module's name means one that the arm has."""
     if not plugin.endswith(".py"):
         return plugin
     relative = Path(os.path.relpath(plugin)) if Path(plugin).is_absolute() else Path(plugin)
     file = source.path / relative
     if source.is_wheel or not file.is_file():
         raise ArmError(f"{source.given} has no plugin {plugin}; each arm supplies its own, at the same place")
-    return str(file)
+    folder.mkdir(parents=True)
+    return str(shutil.copy(file, folder / file.name))
+
+
+def _buildable(source: Source, folder: Path) -> Path:
+    """A wheel as it is. Of a tree a copy: a build leaves files, and takes those that an earlier one left."""
+    if source.is_wheel:
+        return source.path
+    shutil.copytree(source.path, folder, ignore=shutil.ignore_patterns(*_NOT_SOURCE), symlinks=True)
+    if (source.path / ".git").exists():
+        (folder / ".git").symlink_to(source.path / ".git")  # versions may be told from it
+    return folder
 
 
 def _digest(site: Path, plugins: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from ..records import FAILURES, Outcome
 from ..verdicts.judgement import Effect, Judgement, Verdict
 from ..verdicts.paired import Ruling, contamination, effect_of, rule
 from .pairs import Pairs
-from .records import ArmLabel, Comparison, GateLaunch
+from .records import CONTROL, ArmLabel, Comparison, GateLaunch
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,13 @@ class GateResult:
     refused: Mapping[str, str]
     control: Effect | None
     is_contaminated: bool
+    control_failure: str = ""
+    pairs: int = 0
 
     def exit_code(self, *, require_conclusive: bool = False) -> Exit:
-        """The code that a gate ends with."""
+        """The code that a gate ends with; where not one pair was measured and nothing failed, that is nothing measured."""
+        if not self.pairs and not any(each.verdict in (Verdict.FAILED, Verdict.MISSING) for each in self.judgements):
+            return Exit.NOTHING_MEASURED
         return of_judgements(
             self.judgements, is_contaminated=self.is_contaminated, require_conclusive=require_conclusive
         )
@@ -37,7 +41,8 @@ def judge(
 ) -> GateResult:
     """Judge what was measured; the same launches give the same result."""
     pairs = Pairs.of(launches)
-    is_contaminated = contamination(pairs.control) is not None
+    control_end = pairs.ends.get(CONTROL, {})
+    is_contaminated = contamination(pairs.control) is not None or bool(control_end)
     judgements: list[Judgement] = []
     neither = {name: "; ".join(reasons) for name, reasons in refused.items()}
     alive = [each for each in comparisons if each.key not in pairs.ends]
@@ -46,12 +51,15 @@ def judge(
         if comparison.key in rulings:
             judgements.append(_judgement(comparison, rulings[comparison.key], is_contaminated=is_contaminated))
             continue
-        ended = _ended(comparison, pairs.ends[comparison.key])
+        count = len(pairs.of_comparison(comparison.key).screen) + len(pairs.of_comparison(comparison.key).after)
+        ended = _ended(comparison, pairs.ends[comparison.key], count)
         if isinstance(ended, str):
             neither[comparison.name] = ended
         else:
             judgements.append(ended)
-    return GateResult(tuple(judgements), neither, effect_of(pairs.control), is_contaminated)
+    measured = sum(len(each.screen) + len(each.after) for key, each in pairs.series.items() if key != CONTROL)
+    failure = "; ".join(f"{arm}: {_words(launch)}" for arm, launch in control_end.items())
+    return GateResult(tuple(judgements), neither, effect_of(pairs.control), is_contaminated, failure, measured)
 
 
 def _judgement(comparison: Comparison, ruling: Ruling, *, is_contaminated: bool) -> Judgement:
@@ -61,20 +69,22 @@ def _judgement(comparison: Comparison, ruling: Ruling, *, is_contaminated: bool)
     return Judgement(comparison.candidate.id, comparison.name, verdict, reason, ruling.effect)
 
 
-def _ended(comparison: Comparison, ends: Mapping[ArmLabel, GateLaunch]) -> Judgement | str:
-    """What is said of a comparison that ended without a time; the reason alone where neither arm can run it."""
+def _ended(comparison: Comparison, ends: Mapping[ArmLabel, GateLaunch], pairs: int) -> Judgement | str:
+    """What is said of a comparison that ended; the reason alone where neither arm can run it."""
     base, candidate = ends.get("base"), ends.get("candidate")
     judgement = Judgement(comparison.candidate.id, comparison.name, Verdict.NEW, "")
-    if candidate is None:
-        return judgement.demoted(Verdict.NEW, f"the base ended {_words(base)}; there is nothing to compare with")
-    if candidate.outcome in FAILURES:
+    if candidate is not None and candidate.outcome in FAILURES:
         before = f"; the base ended {base.outcome}" if base else ""
         return judgement.demoted(Verdict.FAILED, f"the candidate ended {_words(candidate)}{before}")
-    if base is not None and base.outcome not in FAILURES:
-        return f"neither arm can run it; the candidate ended {_words(candidate)}"
-    if candidate.outcome is Outcome.UNSUPPORTED:
-        return judgement.demoted(Verdict.MISSING, f"the base has it; the candidate ended {_words(candidate)}")
-    return judgement.demoted(Verdict.FAILED, f"the base has it; the candidate ended {_words(candidate)}")
+    if candidate is not None and base is not None:
+        return f"neither arm can run it: the base ended {_words(base)}, the candidate {_words(candidate)}"
+    if candidate is not None:
+        verdict = Verdict.MISSING if candidate.outcome is Outcome.UNSUPPORTED else Verdict.FAILED
+        return judgement.demoted(verdict, f"the base has it; the candidate ended {_words(candidate)}")
+    if pairs:
+        words = f"the base ended {_words(base)} after {pairs} pairs; measure again"
+        return judgement.demoted(Verdict.INCONCLUSIVE, words)
+    return judgement.demoted(Verdict.NEW, f"the base ended {_words(base)}; there is nothing to compare with")
 
 
 def _words(launch: GateLaunch | None) -> str:

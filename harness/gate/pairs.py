@@ -12,6 +12,8 @@ from ..verdicts.paired import Pair, Series, Timing
 from .records import CONTROL, ArmLabel, GateLaunch, Stage
 
 _Place = tuple[Stage, int]
+#: A clock may say zero; a ratio of times needs more.
+_LEAST_S = 1e-12
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Pairs:
     @classmethod
     def of(cls, launches: Iterable[GateLaunch]) -> Pairs:
         """Of the attempts at a launch the first that is not void counts, else the last; half a pair does not count, nor does
-        one that was measured anew from other servers.
+        one that was measured anew from other servers. A failure ends a comparison once both arms have been asked.
         """
         chosen: dict[tuple[str, Stage, int], dict[ArmLabel, GateLaunch]] = defaultdict(dict)
         pairs = cls()
@@ -34,10 +36,12 @@ class Pairs:
                 at.clear()
             if launch.arm not in at or at[launch.arm].void:
                 at[launch.arm] = launch
-            if launch.outcome is not Outcome.OK:
-                pairs.ends.setdefault(launch.comparison, {}).setdefault(launch.arm, launch)
         found: dict[str, dict[_Place, Pair]] = defaultdict(dict)
         for (key, stage, number), at in chosen.items():
+            if len(at) > 1 or any(launch.ends for launch in at.values()):
+                for arm, launch in at.items():
+                    if launch.outcome is not Outcome.OK:
+                        pairs.ends.setdefault(key, {}).setdefault(arm, launch)
             pair = _pair(at.get("base"), at.get("control" if key == CONTROL else "candidate"))
             if pair is not None:
                 found[key][stage, number] = pair
@@ -59,7 +63,8 @@ def timing_of(launch: GateLaunch) -> Timing | None:
     """What a launch says of time; None where it was not timed."""
     if launch.outcome is not Outcome.OK or launch.samples is None:
         return None
-    return Timing(statistics.median(launch.samples.times_s), min(launch.samples.times_s))
+    times = launch.samples.times_s
+    return Timing(max(_LEAST_S, statistics.median(times)), max(_LEAST_S, min(times)))
 
 
 def _pair(base: GateLaunch | None, candidate: GateLaunch | None) -> Pair | None:

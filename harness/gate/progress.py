@@ -47,4 +47,5 @@ class GateProgress:
 
     @staticmethod
     def _say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the output
+        # On one line: what begins one may be a command to a build service that reads this.
+        print(" ".join(line.split()), file=sys.stderr, flush=True)  # noqa: T201 - this is the output

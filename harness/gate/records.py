@@ -58,6 +58,7 @@ class GateLaunch(Measurement):
     servers: int  # counts the pairs of servers of a gate: both launches of a pair have the same
     name: str
     ended_at: str
+    ends: bool = False  # whatever the other arm did: no further launch of this comparison can be made
     wall_s: float = 0.0
 
 

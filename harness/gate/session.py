@@ -140,9 +140,13 @@ class GateSession:
                 for comparison in step.comparisons:
                     self._compare(comparison, step, servers)
             except BrokenCandidateError as error:
+                if self._gate.info.is_of_implementations or any(
+                    each.arm == "candidate" and each.outcome is Outcome.OK for each in self._launches
+                ):
+                    raise NoServerError(str(error)) from error  # its code can be imported: the machine is at fault
                 for comparison in step.comparisons:
                     if comparison.key != CONTROL:
-                        self._store(_crashed(str(error)), comparison, step, "candidate", 0)
+                        self._store(_crashed(str(error)), comparison, step, "candidate", 0, ends=True)
             except ServerError as error:
                 words = f"{error}; the rest of pair {step.pair} of the {step.stage} stage is measured anew"
                 self._event(Notice(at=now(), text=words))
@@ -159,11 +163,11 @@ class GateSession:
 
     def _store(
         self, measurement: Measurement, comparison: Comparison, step: Next, arm: ArmLabel, attempt: int,
-        wall_s: float = 0.0,
+        wall_s: float = 0.0, *, ends: bool = False,
     ) -> GateLaunch:  # fmt: skip
         launch = GateLaunch(
             **dict(measurement), comparison=comparison.key, arm=arm, stage=step.stage, pair=step.pair, attempt=attempt,
-            servers=self._servers, name=_cell(comparison, arm).name, ended_at=now(), wall_s=wall_s,
+            servers=self._servers, name=_cell(comparison, arm).name, ended_at=now(), wall_s=wall_s, ends=ends,
         )  # fmt: skip
         self._gate.append(launch)
         self._launches.append(launch)
@@ -186,10 +190,10 @@ class GateSession:
         except ServerError as error:
             self._failures[comparison.key, arm] += 1
             if self._failures[comparison.key, arm] > 1:
-                self._store(
-                    _crashed(f"two servers in turn failed while they ran it: {error}"), comparison, step, arm, 0
-                )
+                words = f"two servers in turn failed while they ran it: {error}"
+                self._store(_crashed(words), comparison, step, arm, 0, ends=True)
             raise
+        del self._failures[comparison.key, arm]
         return self._preparation.refuse_impossible(cell, measurement_of(reply, deadline_s))
 
     def _task(self, comparison: Comparison, arm: ArmLabel) -> CellTask:

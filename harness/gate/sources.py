@@ -76,8 +76,8 @@ def _commit(given: str) -> str:
 def _worktree(commit: str, folder: Path) -> Iterator[Path]:
     """The commit's files, without what the caller's folder has uncommitted; the caller's part of the repository."""
     part = _git(["rev-parse", "--show-prefix"])
-    _git(["worktree", "add", "--detach", "--force", str(folder), commit], must="check out")
     try:
+        _git(["worktree", "add", "--detach", "--force", str(folder), commit], must="check out")
         yield folder / part
     finally:
         _git(["worktree", "remove", "--force", str(folder)])
@@ -108,11 +108,13 @@ def _tree(given: str, folder: Path, revision: str) -> Source:
 def _project(given: str, folder: Path) -> dict[str, Any]:
     try:
         with (folder / "pyproject.toml").open("rb") as stream:
-            project: dict[str, Any] = tomllib.load(stream).get("project", {})
+            project = tomllib.load(stream).get("project", {})
     except FileNotFoundError:
         return {}
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ArmError(f"{given}: its pyproject.toml cannot be read: {error}") from error
+    if not isinstance(project, dict):
+        raise ArmError(f"{given}: project in its pyproject.toml is no table")
     return project
 
 
@@ -142,10 +144,18 @@ def _requirements(lines: Sequence[str]) -> tuple[Requirement, ...]:
 
 
 def _pins(file: Path) -> tuple[Requirement, ...]:
-    """The lines of a constraints file that name a distribution."""
+    """What a constraints file pins; its other lines, and hashes, are pip's to read."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ()
-    named = [line.split("#")[0].strip() for line in lines]
-    return _requirements([line for line in named if re.match(r"[A-Za-z0-9]", line)])
+    found = []
+    for line in lines:
+        text = re.split(r"\s*(?:#|\\|--hash)", line.strip())[0]
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            continue
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            found.append(requirement)
+    return tuple(found)

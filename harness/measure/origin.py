@@ -6,6 +6,8 @@ import importlib.metadata
 import inspect
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from ...impls import Implementation
 from .tasks import Bounds
 
@@ -20,10 +22,12 @@ def origin_of(implementation: Implementation, bounds: Bounds) -> str:
     A wrapper of the caller's is right where it wraps the distribution under test, and that lies inside.
     """
     file = inspect.getfile(type(implementation))
-    if _is_inside(file, bounds) or (implementation.package == bounds.factor and _is_installed_inside(bounds)):
+    if _is_inside(file, bounds) or (
+        canonicalize_name(implementation.package) == bounds.factor and _is_installed_inside(bounds)
+    ):
         return file
     raise StrayError(
-        f"{implementation.name} comes from {file}, outside its arm {bounds.folders[0]}: {bounds.factor or 'the arm'} does not "
+        f"{implementation.name} comes from {file}, outside its arm {bounds.folder}: {bounds.factor or 'the arm'} does not "
         "provide it; gate what it provides alone, with --only"
     )
 
@@ -36,5 +40,4 @@ def _is_installed_inside(bounds: Bounds) -> bool:
 
 
 def _is_inside(path: str, bounds: Bounds) -> bool:
-    real = Path(path).resolve()
-    return any(real.is_relative_to(Path(folder).resolve()) for folder in bounds.folders)
+    return Path(path).resolve().is_relative_to(Path(bounds.folder).resolve())

@@ -23,11 +23,11 @@ class _Task(BaseModel):
 
 
 class Bounds(BaseModel):
-    """Where the code under test must come from: the folders of a gate's arm, and the distribution that differs between arms."""
+    """Where the code under test must come from: the folder of a gate's arm, and the distribution that differs between arms."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    folders: tuple[str, ...]
+    folder: str
     factor: str
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import time
 import warnings
@@ -104,12 +105,20 @@ def _fix_process(conditions: Conditions, threads: int) -> None:
     process.quiet_compilers()
 
 
-def _implementation(name: str, options: Mapping[str, OptionValue], plugins: Sequence[str]) -> Implementation:
-    """Plugins are loaded only until one of them brings the implementation: a plugin touches no other cell."""
+def _implementation(
+    name: str, options: Mapping[str, OptionValue], plugins: Sequence[str], *, is_bounded: bool = False
+) -> Implementation:
+    """Plugins are loaded only until one of them brings the implementation: a plugin touches no other cell.
+
+    In a gate's arm a module is one that the arm has installed; elsewhere the current folder may have it too.
+    """
     for plugin in plugins:
         if name in names():
             break
-        load_plugin(plugin)
+        if is_bounded and not plugin.endswith(".py"):
+            importlib.import_module(plugin)
+        else:
+            load_plugin(plugin)
     return get(name, options)
 
 
@@ -151,9 +160,12 @@ class _Draft:
     def _subject(self) -> Subject:
         cell = self.task.cell
         with self._phase("prepare_s"):
-            implementation = _implementation(cell.implementation, cell.options, self.task.plugins)
-            if self.task.bounds is not None:
-                self.fields["origin"] = origin_of(implementation, self.task.bounds)
+            bounds = self.task.bounds
+            implementation = _implementation(
+                cell.implementation, cell.options, self.task.plugins, is_bounded=bounds is not None
+            )
+            if bounds is not None:
+                self.fields["origin"] = origin_of(implementation, bounds)
                 self._refuse(implementation)
         with self._phase("inputs_s"):
             if self.task.device.startswith("cuda"):

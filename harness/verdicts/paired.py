@@ -29,6 +29,8 @@ CONFIRM_PAIRS, NOISY_CONFIRM_PAIRS, LAST_LOOK_LEVEL = 16, 24, 0.006
 #: A screen whose 1.4826 MAD is above this asks for the larger number of pairs.
 NOISY = 0.015
 PRECISION_PAIRS = 8
+#: At the last look so many more than the fewest that could be rejected among the flags.
+SPARE_PAIRS = 4
 
 
 class Direction(IntEnum):
@@ -79,13 +81,6 @@ class Series:
         return tuple(each for each in Direction if _p(self.screen, each) <= SCREEN_LEVEL)
 
     @property
-    def most_after(self) -> int:
-        """How many pairs after the screen this comparison may ask for."""
-        if self.flags:
-            return NOISY_CONFIRM_PAIRS if _spread(self.screen) > NOISY else CONFIRM_PAIRS
-        return PRECISION_PAIRS if self.is_screened and _is_wide(effect_of(self.screen)) else 0
-
-    @property
     def counted(self) -> tuple[Pair, ...]:
         """The pairs that the effect is told from: fresh ones alone where the screen flagged something."""
         return self.after if self.flags else (*self.screen, *self.after)
@@ -103,26 +98,45 @@ class Ruling:
 Hypothesis = tuple[str, Direction]
 
 
+@dataclass(frozen=True)
+class Looks:
+    """After how many pairs of a flagged comparison is looked at them: known when the screen ends, before any fresh pair.
+
+    The fewest pairs that Holm's procedure can reject among so many flags, where all lie beyond the floor, are 1 + log2(flags /
+    level) or less; the last look has some to spare, so that a few pairs may lie elsewhere.
+    """
+
+    flags: int
+
+    @property
+    def first(self) -> int:
+        """Pairs at the first look."""
+        return math.ceil(math.log2(max(1, self.flags) / FIRST_LOOK_LEVEL))
+
+    def last(self, series: Series) -> int:
+        """Pairs after the screen that a comparison may ask for, in all."""
+        if series.flags:
+            least = math.ceil(math.log2(max(1, self.flags) / LAST_LOOK_LEVEL)) + SPARE_PAIRS
+            return max(least, NOISY_CONFIRM_PAIRS if _spread(series.screen) > NOISY else CONFIRM_PAIRS)
+        return PRECISION_PAIRS if series.is_screened and _is_wide(effect_of(series.screen)) else 0
+
+
 def wanted_after(series: Mapping[str, Series]) -> dict[str, int]:
     """How many pairs after the screen each comparison asks for, in all. What the first look settles asks for no more."""
-    settled, first = _first_look(series), first_look_pairs(len(_flagged(series)))
+    looks = _looks(series)
+    settled = _first_look(series, looks)
     return {
-        key: first if each.flags and all((key, flag) in settled for flag in each.flags) else each.most_after
+        key: looks.first if each.flags and all((key, flag) in settled for flag in each.flags) else looks.last(each)
         for key, each in series.items()
     }
 
 
 def rule(series: Mapping[str, Series]) -> dict[str, Ruling]:
     """A ruling for each comparison. Where the pairs are not all there, it says less, never more."""
-    first = _first_look(series)
-    last = _last_look(series, first)
-    looked_at = first_look_pairs(len(_flagged(series)))
-    return {key: _ruling(key, each, first, last, looked_at) for key, each in series.items()}
-
-
-def first_look_pairs(flags: int) -> int:
-    """The fewest pairs whose p-value, where all lie beyond the floor, Holm's procedure can reject among so many flags."""
-    return math.ceil(math.log2(max(1, flags) / FIRST_LOOK_LEVEL))
+    looks = _looks(series)
+    first = _first_look(series, looks)
+    last = _last_look(series, looks, first)
+    return {key: _ruling(key, each, looks, first, last) for key, each in series.items()}
 
 
 def contamination(control: Sequence[Pair]) -> Effect | None:
@@ -149,21 +163,24 @@ def holm(p_values: Mapping[Hypothesis, float], level: float) -> frozenset[Hypoth
     return frozenset(rejected)
 
 
-def _first_look(series: Mapping[str, Series]) -> frozenset[Hypothesis]:
-    flagged = _flagged(series)
-    count = first_look_pairs(len(flagged))
+def _looks(series: Mapping[str, Series]) -> Looks:
+    return Looks(len(_flagged(series)))
+
+
+def _first_look(series: Mapping[str, Series], looks: Looks) -> frozenset[Hypothesis]:
+    flagged, count = _flagged(series), looks.first
     if any(len(series[key].after) < count for key, _ in flagged):
         return frozenset()
     return holm({(key, each): _p(series[key].after[:count], each) for key, each in flagged}, FIRST_LOOK_LEVEL)
 
 
-def _last_look(series: Mapping[str, Series], settled: frozenset[Hypothesis]) -> frozenset[Hypothesis]:
+def _last_look(series: Mapping[str, Series], looks: Looks, settled: frozenset[Hypothesis]) -> frozenset[Hypothesis]:
     """Of what the first look left open. A comparison that has not all its pairs counts in the family and is not rejected."""
-    p_values = {
-        (key, each): _p(series[key].after, each) if len(series[key].after) >= series[key].most_after else 1.0
-        for key, each in _flagged(series)
-        if (key, each) not in settled
-    }
+    p_values = {}
+    for key, each in _flagged(series):
+        count = looks.last(series[key])
+        if (key, each) not in settled:
+            p_values[key, each] = _p(series[key].after[:count], each) if len(series[key].after) >= count else 1.0
     return holm(p_values, LAST_LOOK_LEVEL)
 
 
@@ -172,16 +189,16 @@ def _flagged(series: Mapping[str, Series]) -> list[Hypothesis]:
 
 
 def _ruling(
-    key: str, series: Series, first: frozenset[Hypothesis], last: frozenset[Hypothesis], looked_at: int
+    key: str, series: Series, looks: Looks, first: frozenset[Hypothesis], last: frozenset[Hypothesis]
 ) -> Ruling:
     if not series.is_screened:
         return Ruling(Verdict.INCONCLUSIVE, f"{len(series.screen)} of {SCREEN_PAIRS} pairs of the screen were measured")
     for direction in series.flags:
         if (key, direction) in first:
-            return _confirmed(direction, series.after[:looked_at])
+            return _confirmed(direction, series.after[: looks.first])
         if (key, direction) in last:
-            return _confirmed(direction, series.after[: series.most_after])
-    return _unconfirmed(series)
+            return _confirmed(direction, series.after[: looks.last(series)])
+    return _unconfirmed(series, looks.last(series))
 
 
 def _words_of(count: int) -> str:
@@ -189,13 +206,13 @@ def _words_of(count: int) -> str:
     return f"{count} pair{'' if count == 1 else 's'}"
 
 
-def _unconfirmed(series: Series) -> Ruling:
+def _unconfirmed(series: Series, most: int) -> Ruling:
     """Nothing was confirmed: equal where the interval says so, else inconclusive with the reason."""
-    counted = series.after[: series.most_after] if series.flags else series.counted
+    counted = series.after[:most] if series.flags else series.counted
     effect = effect_of(counted)
     words = f"{_words_of(len(counted))}: {effect}" if effect else _words_of(len(counted))
-    if series.flags and len(series.after) < series.most_after:
-        reason = f"flagged by the screen, and {series.most_after} fresh pairs were asked for to confirm it"
+    if series.flags and len(series.after) < most:
+        reason = f"flagged by the screen, and {most} fresh pairs were asked for to confirm it"
     elif effect and effect.low > -FLOOR and effect.high < FLOOR:
         return Ruling(Verdict.EQUIVALENT, f"{words}, within 1 %", effect)
     elif series.flags:
