@@ -108,7 +108,7 @@ def carry_out_gate(ready: gates.Ready, *, require_conclusive: bool) -> NoReturn:
         code = Exit.INTERRUPTED if ending.status == "interrupted" else Exit.NO_SERVER
     elif ending.words:
         print(f"{ending.words}; go on with: attnbench resume {ready.gate.path}", file=sys.stderr)
-    elif code is Exit.PASS and (result.is_contaminated or any(each.is_open for each in result.judgements)):
+    if code is Exit.PASS and (result.is_contaminated or any(each.is_open for each in result.judgements)):
         print("warning: not everything could be told here; --require-conclusive makes that exit 11", file=sys.stderr)
     print(ready.gate.path)
     raise typer.Exit(code)

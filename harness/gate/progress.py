@@ -21,7 +21,7 @@ class GateProgress:
     def began(self, cells: int, screen_s: float) -> None:
         """How much there is to do; a flagged or unclear cell takes as many pairs again, or twice as many."""
         minutes = f"{screen_s / 60:.0f} min" if screen_s >= 90 else f"{screen_s:.0f} s"
-        self._say(f"{cells} cells; the screen takes about {minutes}, what it leaves open up to three times that")
+        self._say(f"{_cells(cells)}; the screen takes about {minutes}, what it leaves open up to three times that")
 
     def pairing(self, step: Next, gate: Gate) -> None:
         """A pair of servers is about to start."""
@@ -30,7 +30,7 @@ class GateProgress:
         words = "screen" if step.stage == "screen" else "after the screen"
         void = f", {self._void} void launches repeated" if self._void else ""
         self._say(
-            f"{words}: pair {step.pair + 1}{of_screen}, {count} cells, {time.monotonic() - self._begin:.0f} s{void}"
+            f"{words}: pair {step.pair + 1}{of_screen}, {_cells(count)}, {time.monotonic() - self._begin:.0f} s{void}"
         )
 
     def launched(self, comparison: Comparison, launch: GateLaunch) -> None:
@@ -49,3 +49,7 @@ class GateProgress:
     def _say(line: str) -> None:
         # On one line: what begins one may be a command to a build service that reads this.
         print(" ".join(line.split()), file=sys.stderr, flush=True)  # noqa: T201 - this is the output
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'' if count == 1 else 's'}"
