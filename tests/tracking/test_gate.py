@@ -381,7 +381,7 @@ def test_a_plugin_is_each_arms_own_file(attnbench_in: Callable[[Path], Command],
     gate = gate_of(done, repository)
     ends = {each.arm: each for each in launches_of(gate, "own")}
     assert ends["base"].outcome is Outcome.OK
-    assert ends["base"].origin.endswith("/arms/base-source/kernel.py")
+    assert ends["base"].origin.endswith("/arms/base/plugins/0/kernel.py")
     assert ends["candidate"].outcome is Outcome.INCORRECT
     assert_apart(gate, repository)
     refused = attnbench_in(repository)("resume", gate.path)
