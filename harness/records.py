@@ -15,7 +15,9 @@ from .cell import Cell
 SCHEMA_VERSION = 1
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Anything that is stored: frozen, of known fields alone, without NaN or infinity."""
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True, allow_inf_nan=False
     )
@@ -38,7 +40,7 @@ class Outcome(StrEnum):
 FAILURES = frozenset({Outcome.INCORRECT, Outcome.IMPLAUSIBLE, Outcome.CRASHED, Outcome.ERROR})
 
 
-class Samples(_Record):
+class Samples(Record):
     """Timed repetitions: `times_s[i]` is the i-th sample's time for one call, averaged over `repeats` inner calls."""
 
     repeats: int
@@ -51,7 +53,7 @@ class Samples(_Record):
     gap_hidden: bool = True  # CUDA: False where the device waited for the host inside a sample
 
 
-class Accuracy(_Record):
+class Accuracy(Record):
     """The rule of correctness for one tensor (out, dq, dk, dv); errors are absolute, against float64."""
 
     max_error: float
@@ -65,7 +67,7 @@ class Accuracy(_Record):
     block_rms_bound: float | None = None
 
 
-class Memory(_Record):
+class Memory(Record):
     """Peak bytes beyond inputs and outputs. `saved` is what forward leaves for backward, where there is a backward."""
 
     source: str
@@ -73,7 +75,7 @@ class Memory(_Record):
     saved_bytes: int | None = None
 
 
-class Counters(_Record):
+class Counters(Record):
     """What the operating system did to the launch while it was timed; None where the platform does not show it."""
 
     span_s: float
@@ -88,7 +90,7 @@ class Counters(_Record):
     gpu: dict[str, Any] = {}
 
 
-class Phases(_Record):
+class Phases(Record):
     """Where the wall time of a launch went. `first_call_s` is a part of `check_s`."""
 
     inputs_s: float = 0.0
@@ -99,7 +101,7 @@ class Phases(_Record):
     memory_s: float = 0.0
 
 
-class Measurement(_Record):
+class Measurement(Record):
     """What a worker reports: all of a launch but its place in the run."""
 
     outcome: Outcome
@@ -135,7 +137,7 @@ class Launch(Measurement):
     wall_s: float = 0.0
 
 
-class Ceilings(_Record):
+class Ceilings(Record):
     """What the machine itself does, measured in the run, and what it could do at most where that is known."""
 
     gemm_flops_per_s: dict[str, float]
@@ -160,7 +162,7 @@ class Ceilings(_Record):
         )
 
 
-class ServerStarted(_Record):
+class ServerStarted(Record):
     """A fresh interpreter that workers are forked from."""
 
     event: Literal["server"] = "server"
@@ -171,7 +173,7 @@ class ServerStarted(_Record):
     seconds: float
 
 
-class TruthComputed(_Record):
+class TruthComputed(Record):
     """The oracle's answer for one problem."""
 
     event: Literal["truth"] = "truth"
@@ -182,7 +184,7 @@ class TruthComputed(_Record):
     failure: str = ""
 
 
-class CeilingsMeasured(_Record):
+class CeilingsMeasured(Record):
     """The machine's ceilings, once a session."""
 
     event: Literal["ceilings"] = "ceilings"
@@ -193,7 +195,7 @@ class CeilingsMeasured(_Record):
     failure: str = ""
 
 
-class CompositeLimit(_Record):
+class CompositeLimit(Record):
     """The least time that a problem's parts take on this machine, each at its best: `seconds` is their sum.
 
     `rows` of a block and the dtype of `products` are those of the best combination.
@@ -209,7 +211,7 @@ class CompositeLimit(_Record):
     products: str
 
 
-class LimitsMeasured(_Record):
+class LimitsMeasured(Record):
     """The composite limits of a round."""
 
     event: Literal["limits"] = "limits"
@@ -220,7 +222,7 @@ class LimitsMeasured(_Record):
     failure: str = ""
 
 
-class Notice(_Record):
+class Notice(Record):
     """Something a reader of the run should know."""
 
     event: Literal["notice"] = "notice"
@@ -228,7 +230,7 @@ class Notice(_Record):
     text: str
 
 
-class SessionEnded(_Record):
+class SessionEnded(Record):
     """The end of one `run` or `resume`, and where its wall time went."""
 
     event: Literal["end"] = "end"
@@ -244,8 +246,8 @@ Event = Annotated[
 ]
 
 
-class RunInfo(_Record):
-    """`run.json`: everything that was fixed before the first launch."""
+class Description(Record):
+    """What was fixed before the first launch, of a run as of a gate."""
 
     schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
     id: str
@@ -259,7 +261,12 @@ class RunInfo(_Record):
     plugins: tuple[str, ...] = ()
     versions: dict[str, str]
     environment: dict[str, Any]
-    cells: tuple[Cell, ...]
-    control: tuple[str, ...]
     seed: int
     attnbench_version: str
+
+
+class RunInfo(Description):
+    """`run.json`."""
+
+    cells: tuple[Cell, ...]
+    control: tuple[str, ...]

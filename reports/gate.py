@@ -16,7 +16,6 @@ from markupsafe import Markup
 from ..harness.environment import machine_name
 from ..harness.gate.gates import result_of
 from ..harness.gate.judging import GateResult
-from ..harness.gate.pairs import Pairs
 from ..harness.gate.records import ArmInfo, Gate
 from ..harness.records import Notice, SessionEnded
 from ..harness.verdicts.judgement import Judgement, Verdict
@@ -73,24 +72,18 @@ def document(gate: Gate, result: GateResult) -> Document:
         _title(gate),
         tuple(_lines(gate, result)),
         {
-            "Verdicts": verdicts(gate, result),
+            "Verdicts": verdicts(result),
             "Neither arm can run": pd.DataFrame(list(result.refused.items()), columns=["cell", "why"]),
         },
     )
 
 
-def verdicts(gate: Gate, result: GateResult) -> pd.DataFrame:
+def verdicts(result: GateResult) -> pd.DataFrame:
     """Every comparison: what matters most first, and the largest effect first among equals."""
-    pairs = Pairs.of(gate.launches())
-    keys = {each.candidate.id: each.key for each in gate.info.comparisons}
     rows = []
     for each in sorted(result.judgements, key=_rank):
-        counted = pairs.of_comparison(keys[each.cell]).counted
-        times = [
-            _median([pair.base.median_s for pair in counted]),
-            _median([pair.candidate.median_s for pair in counted]),
-        ]
-        rows.append((each.name, *(fmt.seconds(time) for time in times), str(each.verdict), each.reason))
+        times = result.times_s.get(each.cell, (None, None))
+        rows.append((each.name, *map(fmt.seconds, times), str(each.verdict), each.reason))
     return pd.DataFrame(rows, columns=["cell", "base", "candidate", "verdict", "why"])
 
 
@@ -155,10 +148,6 @@ def _made_of(arm: ArmInfo) -> str:
 
 def _rank(judgement: Judgement) -> tuple[int, float, str]:
     return _ORDER.index(judgement.verdict), -abs(judgement.effect.shift if judgement.effect else 0.0), judgement.name
-
-
-def _median(values: list[float]) -> float | None:
-    return float(pd.Series(values).median()) if values else None
 
 
 def _command(text: str, *, is_property: bool = False) -> str:

@@ -14,6 +14,7 @@ from ..harness.gate.proof_records import INJECTED, ProofSweep
 from ..harness.gate.simulation import Noise, Simulated, measured_noise, modelled_noise, simulate
 from ..harness.verdicts.binomial import lower_bound, upper_bound
 from ..harness.verdicts.judgement import Verdict
+from ..harness.verdicts.paired import spread
 from .document import Document
 
 _TOLD = (Verdict.REGRESSED, Verdict.INCONCLUSIVE, Verdict.EQUIVALENT, Verdict.IMPROVED)
@@ -116,10 +117,5 @@ def _grouped(sweeps: Iterable[ProofSweep]) -> dict[tuple[str, str], list[ProofSw
 
 def _deviation(sweeps: Iterable[ProofSweep]) -> float:
     """The usual standard deviation of a pair's effect, told from the median absolute deviation, over cells and sweeps."""
-    spreads = []
-    for sweep in sweeps:
-        for kept in sweep.same.values():
-            effects = [pair.effect for pair in kept.series.screen]
-            middle = statistics.median(effects)
-            spreads.append(1.4826 * statistics.median(abs(each - middle) for each in effects))
-    return statistics.median(spreads)
+    screens = [kept.series.screen for sweep in sweeps for kept in sweep.same.values()]
+    return statistics.median(map(spread, screens))

@@ -27,7 +27,7 @@ from packaging.utils import canonicalize_name
 
 from ..measure.tasks import Bounds
 from .records import ArmInfo
-from .sources import OWN, ArmError, Source
+from .sources import OWN, ArmError, Source, applies
 
 #: What a worker imports beside the implementations: their versions are the caller's in both arms.
 HARNESS_NEEDS = ("torch", "numpy", "pydantic", "PyYAML", "psutil", "packaging", "nvidia-ml-py")
@@ -114,10 +114,7 @@ def closure(names: Iterable[str]) -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             continue
         found[name] = None
-        needed = [
-            each for each in map(Requirement, requires) if each.marker is None or each.marker.evaluate({"extra": ""})
-        ]
-        todo += [canonicalize_name(each.name) for each in needed]
+        todo += [canonicalize_name(each.name) for each in map(Requirement, requires) if applies(each)]
     return list(found)
 
 

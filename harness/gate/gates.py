@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,10 @@ from .. import environment
 from ..config import ConfigError, LoadedConfig, SweepConfig, load_stored
 from ..plan import Plan, make_plan
 from ..records import Event
+from ..run.description import facts_of, refuse_missing_plugins
 from ..run.fork_server import ForkServer
-from ..run.journal import Journal, now
-from ..run.machine import Machine, ResumeError
+from ..run.journal import Journal
+from ..run.machine import Machine
 from ..run.preparation import Preparation
 from ..run.servers import Servers
 from ..store import new_id
@@ -88,12 +88,7 @@ def begin(loaded: LoadedConfig, root: Path, asked: Asked, failed_plugins: Mappin
 
 def reopen(gate: Gate, plugins: Sequence[str]) -> Ready:
     """Go on with a gate from its stored configuration. Errors: `ResumeError`, `DeviceError`, `ConfigError`."""
-    missing = [plugin for plugin in gate.info.plugins if plugin not in plugins]
-    if missing:
-        again = " ".join(f"--plugin {plugin}" for plugin in gate.info.plugins)
-        raise ResumeError(
-            f"this gate used plugins, and none is imported because a file says so; name them again: {again}"
-        )
+    refuse_missing_plugins(gate.info, plugins)
     config = load_stored(gate.info.config, tolerate_unknown=True)
     machine = Machine.found(config, environment.find_device(gate.info.device))
     machine.refuse_another(gate.path, gate.info.environment, gate.info.versions)
@@ -113,16 +108,6 @@ def create(
     config, control = loaded.config, plan.control[0]
     info = GateInfo(
         id=new_id(root, f"gate-{config.name}"),
-        name=config.name,
-        created_at=now(),
-        config_source=loaded.source,
-        config_text=loaded.text,
-        overrides=loaded.overrides,
-        config=dict(loaded.data),
-        device=str(machine.device),
-        plugins=asked.plugins,
-        versions=environment.versions(),
-        environment=dict(machine.facts),
         comparisons=comparisons,
         control=Comparison(key=CONTROL, name=CONTROL, base=control, candidate=control),
         refused=refused,
@@ -130,9 +115,8 @@ def create(
         candidate=ArmInfo(given=asked.candidate, factor=asked.factor),
         is_of_implementations=asked.is_of_implementations,
         families=families,
-        seed=config.protocol.seed,
         max_minutes=asked.max_minutes,
-        attnbench_version=importlib.metadata.version("attnbench"),
+        **facts_of(loaded, machine, asked.plugins),
     )
     return Ready(Gate.create(root, info), config, machine)
 

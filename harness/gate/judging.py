@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ..exit_codes import Exit, of_judgements
 from ..records import FAILURES, Outcome
 from ..verdicts.judgement import Effect, Judgement, Verdict
-from ..verdicts.paired import Ruling, contamination, effect_of, rule
+from ..verdicts.paired import Pair, contamination, effect_of, rule
 from .pairs import Pairs
 from .records import CONTROL, ArmLabel, Comparison, GateLaunch
 
@@ -17,7 +18,8 @@ from .records import CONTROL, ArmLabel, Comparison, GateLaunch
 class GateResult:
     """The verdict of each comparison, those that neither arm can run with their reasons, and what the control says.
 
-    `control` is the effect between two servers of the base; None where there are too few pairs.
+    `control` is the effect between two servers of the base; None where there are too few pairs. `times_s` are the medians of base
+    and candidate, in seconds, over the pairs that a verdict was told from, by cell.
     """
 
     judgements: tuple[Judgement, ...]
@@ -26,6 +28,7 @@ class GateResult:
     is_contaminated: bool
     control_failure: str = ""
     pairs: int = 0
+    times_s: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def exit_code(self, *, require_conclusive: bool = False) -> Exit:
         """The code that a gate ends with; where not one pair was measured and nothing failed, that is nothing measured."""
@@ -46,10 +49,14 @@ def judge(
     judgements: list[Judgement] = []
     neither = {name: "; ".join(reasons) for name, reasons in refused.items()}
     alive = [each for each in comparisons if each.key not in pairs.ends]
-    rulings = rule({each.key: pairs.of_comparison(each.key) for each in alive})
+    rulings = rule({each.key: pairs.of_comparison(each.key) for each in alive}, is_contaminated=is_contaminated)
+    times_s = {}
     for comparison in comparisons:
         if comparison.key in rulings:
-            judgements.append(_judgement(comparison, rulings[comparison.key], is_contaminated=is_contaminated))
+            ruling, cell = rulings[comparison.key], comparison.candidate.id
+            judgements.append(Judgement(cell, comparison.name, ruling.verdict, ruling.reason, ruling.effect))
+            if ruling.pairs:
+                times_s[cell] = _medians(ruling.pairs)
             continue
         count = len(pairs.of_comparison(comparison.key).screen) + len(pairs.of_comparison(comparison.key).after)
         ended = _ended(comparison, pairs.ends[comparison.key], count)
@@ -59,14 +66,13 @@ def judge(
             judgements.append(ended)
     measured = sum(len(each.screen) + len(each.after) for key, each in pairs.series.items() if key != CONTROL)
     failure = "; ".join(f"{arm}: {_words(launch)}" for arm, launch in control_end.items())
-    return GateResult(tuple(judgements), neither, effect_of(pairs.control), is_contaminated, failure, measured)
+    return GateResult(tuple(judgements), neither, effect_of(pairs.control), is_contaminated, failure, measured, times_s)
 
 
-def _judgement(comparison: Comparison, ruling: Ruling, *, is_contaminated: bool) -> Judgement:
-    verdict, reason = ruling.verdict, ruling.reason
-    if is_contaminated and verdict in (Verdict.REGRESSED, Verdict.IMPROVED):
-        verdict, reason = Verdict.INCONCLUSIVE, f"{reason}; the control says that identical code differs here"
-    return Judgement(comparison.candidate.id, comparison.name, verdict, reason, ruling.effect)
+def _medians(pairs: Sequence[Pair]) -> tuple[float, float]:
+    return statistics.median(each.base.median_s for each in pairs), statistics.median(
+        each.candidate.median_s for each in pairs
+    )
 
 
 def _ended(comparison: Comparison, ends: Mapping[ArmLabel, GateLaunch], pairs: int) -> Judgement | str:

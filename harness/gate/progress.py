@@ -7,7 +7,7 @@ import time
 
 from ..records import Event, Notice, Outcome
 from ..verdicts.paired import SCREEN_PAIRS
-from .records import CONTROL, Comparison, Gate, GateLaunch
+from .records import CONTROL, GateLaunch
 from .schedule import Next
 
 
@@ -23,7 +23,7 @@ class GateProgress:
         minutes = f"{screen_s / 60:.0f} min" if screen_s >= 90 else f"{screen_s:.0f} s"
         self._say(f"{_cells(cells)}; the screen takes about {minutes}, what it leaves open up to three times that")
 
-    def pairing(self, step: Next, gate: Gate) -> None:
+    def pairing(self, step: Next) -> None:
         """A pair of servers is about to start."""
         count = sum(each.key != CONTROL for each in step.comparisons)
         of_screen = f" of {SCREEN_PAIRS}" if step.stage == "screen" else ""
@@ -33,7 +33,7 @@ class GateProgress:
             f"{words}: pair {step.pair + 1}{of_screen}, {_cells(count)}, {time.monotonic() - self._begin:.0f} s{void}"
         )
 
-    def launched(self, comparison: Comparison, launch: GateLaunch) -> None:
+    def launched(self, launch: GateLaunch) -> None:
         """Only what went wrong is worth a line."""
         self._void += bool(launch.void)
         if launch.outcome is not Outcome.OK:

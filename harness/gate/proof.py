@@ -20,7 +20,7 @@ from ..fingerprint import fingerprint
 from ..plan import Plan, make_plan
 from ..run.journal import now
 from ..run.machine import Machine
-from ..verdicts.judgement import Verdict
+from ..verdicts.judgement import DIFFERENT, Verdict
 from ..verdicts.paired import contamination, rule
 from .gates import Asked, Ready, create
 from .pairs import Pairs
@@ -47,18 +47,16 @@ def sweep(config: str, settings: Sequence[str], load: Load, watcher: Watcher) ->
     machine = Machine.found(loaded.config, environment.find_device(loaded.config.device))
     plan = make_plan(loaded.config, machine.device)
     same, twin, injected = _comparisons(plan)
-    comparisons = (*same, *injected.values())
-    families = keys_of_families(
-        [each.key for each in same], twin, {percent: each.key for percent, each in injected.items()}
-    )
+    keys = {percent: each.key for percent, each in injected.items()}
+    families = keys_of_families([each.key for each in same], twin, keys)
     with tempfile.TemporaryDirectory(prefix="attnbench-proof-") as folder:
         asked = Asked("this code", "this code", is_of_implementations=True)
-        ready = create(loaded, Path(folder), asked, machine, comparisons, {}, plan, families=families)
+        ready = create(loaded, Path(folder), asked, machine, (*same, *injected.values()), {}, plan, families=families)
         with _toggling(seed) if load == "toggling" else nullcontext():
             ending = ready.carry_out(watcher)
         if ending.status != "finished":
             return None, ending
-        return _kept(ready, twin, {percent: each.key for percent, each in injected.items()}, load), ending
+        return _kept(ready, twin, keys, load), ending
 
 
 def _comparisons(plan: Plan) -> tuple[list[Comparison], str, dict[int, Comparison]]:
@@ -140,12 +138,6 @@ def judge_sweep(sweep: ProofSweep, percent: int) -> Outcome:
     """Judge one sweep by the rule of today; pure, so that stored sweeps can be judged again."""
     family = sweep.family(percent)
     is_contaminated = contamination((*sweep.control.series.screen, *sweep.control.series.after)) is not None
-    rulings = rule(family)
-    said = {key: each.verdict for key, each in rulings.items()}
-    if is_contaminated:
-        told = (Verdict.REGRESSED, Verdict.IMPROVED)
-        said = {key: Verdict.INCONCLUSIVE if verdict in told else verdict for key, verdict in said.items()}
-    alarms = sum(
-        verdict in (Verdict.REGRESSED, Verdict.IMPROVED) for key, verdict in said.items() if key != INJECTED_KEY
-    )
+    said = {key: each.verdict for key, each in rule(family, is_contaminated=is_contaminated).items()}
+    alarms = sum(verdict in DIFFERENT for key, verdict in said.items() if key != INJECTED_KEY)
     return Outcome(alarms, is_contaminated, said.get(INJECTED_KEY))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..cell import Cell
-from ..records import SCHEMA_VERSION, Measurement
+from ..records import SCHEMA_VERSION, Description, Measurement, Record
 from ..store import Folder
 
 #: The key of the comparison between two servers of the base.
@@ -18,13 +18,7 @@ ArmLabel = Literal["base", "candidate", "control"]
 Stage = Literal["screen", "after"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True, allow_inf_nan=False
-    )
-
-
-class Comparison(_Record):
+class Comparison(Record):
     """Two cells that are measured in pairs: the same one of two arms, or two implementations of one problem.
 
     `extra_percent`: of the candidate's calls that are counted, so many percent more are made (a proof's injected slowdown).
@@ -37,7 +31,7 @@ class Comparison(_Record):
     extra_percent: int = 0
 
 
-class ArmInfo(_Record):
+class ArmInfo(Record):
     """What an arm was made of. `digest` is that of the files under test: a gate does not go on with others."""
 
     given: str
@@ -62,31 +56,17 @@ class GateLaunch(Measurement):
     wall_s: float = 0.0
 
 
-class GateInfo(_Record):
-    """`gate.json`: everything that was fixed before the first launch."""
+class GateInfo(Description):
+    """`gate.json`."""
 
-    schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
-    id: str
-    name: str
-    created_at: str
-    config_source: str
-    config_text: str
-    overrides: tuple[str, ...] = ()
-    config: dict[str, Any]
-    device: str
-    plugins: tuple[str, ...] = ()
-    versions: dict[str, str]
-    environment: dict[str, Any]
     comparisons: tuple[Comparison, ...]
     control: Comparison
-    refused: dict[str, tuple[str, ...]] = {}
+    refused: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     base: ArmInfo
     candidate: ArmInfo
     is_of_implementations: bool = False
     families: tuple[tuple[str, ...], ...] = ()  # a proof judges several sweeps of one gate's launches, by their keys
-    seed: int
     max_minutes: float | None = None
-    attnbench_version: str
 
 
 class Gate(Folder[GateInfo, GateLaunch]):

@@ -38,11 +38,11 @@ class Watcher(Protocol):
         """So many comparisons are to be made, and the screen of all of them takes about so long."""
         ...
 
-    def pairing(self, step: Next, gate: Gate) -> None:
+    def pairing(self, step: Next) -> None:
         """A pair of servers is about to start."""
         ...
 
-    def launched(self, comparison: Comparison, launch: GateLaunch) -> None:
+    def launched(self, launch: GateLaunch) -> None:
         """A launch was stored."""
         ...
 
@@ -99,7 +99,7 @@ class GateSession:
         return ending
 
     def _all_pairs(self, begin: float) -> Ending:
-        gate, info = self._gate, self._gate.info
+        info = self._gate.info
         self._watcher.began(len(info.comparisons), self._estimate())
         self._prepare()
         while True:
@@ -110,7 +110,7 @@ class GateSession:
             minutes = (time.perf_counter() - begin) / 60
             if info.max_minutes is not None and minutes >= info.max_minutes:
                 return Ending("time", f"the time limit of {info.max_minutes:g} minutes was reached")
-            self._watcher.pairing(step, gate)
+            self._watcher.pairing(step)
             self._pair(step)
 
     def _estimate(self) -> float:
@@ -175,7 +175,7 @@ class GateSession:
         split["prepare"] += phases.inputs_s + phases.prepare_s
         split["check"] += phases.check_s
         split["timing"] += phases.timing_s
-        self._watcher.launched(comparison, launch)
+        self._watcher.launched(launch)
         return launch
 
     def _measure(self, comparison: Comparison, step: Next, arm: ArmLabel, server: Executor) -> Measurement:

@@ -61,6 +61,11 @@ def opened(given: str, checkout: Path) -> Iterator[Source]:
             yield _tree(given, folder, commit)
 
 
+def applies(requirement: Requirement) -> bool:
+    """Whether it holds on this platform, without an extra."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+
+
 def _unknown(given: str) -> str:
     here = _git(["rev-parse", "--show-toplevel"])
     where = f"the git repository {here}" if here else "a git repository, and this folder is in none"
@@ -138,7 +143,7 @@ def _requirements(lines: Sequence[str]) -> tuple[Requirement, ...]:
             requirement = Requirement(line)
         except InvalidRequirement as error:
             raise ArmError(f"requirement {line!r} cannot be read: {error}") from error
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+        if applies(requirement):
             found.append(requirement)
     return tuple(found)
 
@@ -156,6 +161,6 @@ def _pins(file: Path) -> tuple[Requirement, ...]:
             requirement = Requirement(text)
         except InvalidRequirement:
             continue
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+        if applies(requirement):
             found.append(requirement)
     return tuple(found)

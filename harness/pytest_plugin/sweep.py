@@ -13,6 +13,7 @@ from ..environment import DeviceError
 from ..fingerprint import fingerprint
 from ..plan import Plan, make_plan
 from ..plugins import load_plugins
+from ..run.machine import Machine
 
 
 class SweepError(Exception):
@@ -68,8 +69,7 @@ def read_sweep(source: str, plugins: Sequence[str]) -> Sweep:
         plan = make_plan(config, device, control=False)
     except (ConfigError, DeviceError) as error:
         raise SweepError(str(error)) from error
-    threads = environment.usable_threads() if config.protocol.threads == "all" else config.protocol.threads
-    facts = environment.describe(device) | {"device_name": device.name, "threads": threads}
-    digest = digest_of(fingerprint(facts, environment.versions()))
+    machine = Machine.found(config, device)
+    digest = digest_of(fingerprint(machine.facts, environment.versions()))
     beyond_memory = frozenset(cell.id for cell in plan.beyond_memory)
-    return Sweep(plan, config.protocol, threads, digest, beyond_memory)
+    return Sweep(plan, config.protocol, machine.threads, digest, beyond_memory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from ..config import LoadedConfig, SweepConfig, load_stored
 from ..plan import Plan, make_plan
 from ..records import Notice, RunInfo
 from ..store import Run, new_id
+from .description import facts_of, refuse_missing_plugins
 from .fork_server import ForkServer
 from .journal import Observer, now
 from .machine import Machine, ResumeError
@@ -44,20 +44,9 @@ def begin(loaded: LoadedConfig, root: Path, plugins: Sequence[str], failed_plugi
     machine = Machine.found(config, device)
     info = RunInfo(
         id=new_id(root, config.name),
-        name=config.name,
-        created_at=now(),
-        config_source=loaded.source,
-        config_text=loaded.text,
-        overrides=loaded.overrides,
-        config=dict(loaded.data),
-        device=str(device),
-        plugins=tuple(plugins),
-        versions=environment.versions(),
-        environment=dict(machine.facts),
         cells=plan.cells,
         control=tuple(cell.id for cell in plan.control),
-        seed=config.protocol.seed,
-        attnbench_version=importlib.metadata.version("attnbench"),
+        **facts_of(loaded, machine, plugins),
     )
     run = Run.create(root, info)
     for plugin, reason in failed_plugins.items():
@@ -67,12 +56,7 @@ def begin(loaded: LoadedConfig, root: Path, plugins: Sequence[str], failed_plugi
 
 def reopen(run: Run, plugins: Sequence[str], failed_plugins: Mapping[str, str]) -> Ready:
     """Go on with a run from its stored configuration. Errors: `ResumeError`, `DeviceError`, `ConfigError`."""
-    missing = [plugin for plugin in run.info.plugins if plugin not in plugins]
-    if missing:
-        again = " ".join(f"--plugin {plugin}" for plugin in run.info.plugins)
-        raise ResumeError(
-            f"this run used plugins, and none is imported because a file says so; name them again: {again}"
-        )
+    refuse_missing_plugins(run.info, plugins)
     config = load_stored(run.info.config, tolerate_unknown=bool(failed_plugins))
     device = environment.find_device(run.info.device)
     machine = Machine.found(config, device)

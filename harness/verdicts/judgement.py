@@ -20,6 +20,10 @@ class Verdict(StrEnum):
     NEW = "NEW"
 
 
+#: Verdicts that say a difference was shown.
+DIFFERENT = frozenset({Verdict.REGRESSED, Verdict.IMPROVED})
+
+
 @dataclass(frozen=True)
 class Effect:
     """log(candidate's time / base's time) with an interval; positive is slower."""

@@ -6,7 +6,7 @@ e = log(candidate / base). Everything here is a pure function of the pairs so fa
 *Screen*: 8 pairs; a direction is flagged where the signed rank of e beyond the floor has p <= 0.10.
 *Confirm*: flagged directions alone, decided from fresh pairs alone, Holm over all that are flagged, in two looks that share 1 %.
 At 0.4 % after as many fresh pairs as reach that if all lie beyond the floor: 8 for one flag, 9 for two, 10 for four. At 0.6 %
-after 16, or 24 where the screen was noisy.
+after 16, or 24 where the screen was noisy, and more where over 16 are flagged.
 What is not flagged and too wide to be called equal gets 8 more pairs, once: precision alone decides that, never significance.
 """
 
@@ -15,10 +15,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from .judgement import Effect, Verdict
+from .judgement import DIFFERENT, Effect, Verdict
 from .signed_rank import FEWEST_FOR_INTERVAL, p_above, shift_of
 
 #: Nothing below 1 % is called a difference, and nothing that may be 1 % is called equal.
@@ -88,11 +88,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What the rule says of one comparison, before failures and contamination are considered."""
+    """What the rule says of one comparison, and the pairs that it was told from."""
 
     verdict: Verdict
     reason: str
     effect: Effect | None = None
+    pairs: tuple[Pair, ...] = ()
 
 
 Hypothesis = tuple[str, Direction]
@@ -117,7 +118,7 @@ class Looks:
         """Pairs after the screen that a comparison may ask for, in all."""
         if series.flags:
             least = math.ceil(math.log2(max(1, self.flags) / LAST_LOOK_LEVEL)) + SPARE_PAIRS
-            return max(least, NOISY_CONFIRM_PAIRS if _spread(series.screen) > NOISY else CONFIRM_PAIRS)
+            return max(least, NOISY_CONFIRM_PAIRS if spread(series.screen) > NOISY else CONFIRM_PAIRS)
         return PRECISION_PAIRS if series.is_screened and _is_wide(effect_of(series.screen)) else 0
 
 
@@ -131,12 +132,15 @@ def wanted_after(series: Mapping[str, Series]) -> dict[str, int]:
     }
 
 
-def rule(series: Mapping[str, Series]) -> dict[str, Ruling]:
-    """A ruling for each comparison. Where the pairs are not all there, it says less, never more."""
+def rule(series: Mapping[str, Series], *, is_contaminated: bool = False) -> dict[str, Ruling]:
+    """A ruling for each comparison. Where the pairs are not all there, it says less, never more; and nothing is called slower or
+    faster where identical code is.
+    """
     looks = _looks(series)
     first = _first_look(series, looks)
     last = _last_look(series, looks, first)
-    return {key: _ruling(key, each, looks, first, last) for key, each in series.items()}
+    rulings = {key: _ruling(key, each, looks, first, last) for key, each in series.items()}
+    return {key: _withheld(each) for key, each in rulings.items()} if is_contaminated else rulings
 
 
 def contamination(control: Sequence[Pair]) -> Effect | None:
@@ -201,6 +205,13 @@ def _ruling(
     return _unconfirmed(series, looks.last(series))
 
 
+def _withheld(ruling: Ruling) -> Ruling:
+    if ruling.verdict not in DIFFERENT:
+        return ruling
+    reason = f"{ruling.reason}; the control says that identical code differs here"
+    return replace(ruling, verdict=Verdict.INCONCLUSIVE, reason=reason)
+
+
 def _words_of(count: int) -> str:
     """`1 pair`, `16 pairs`."""
     return f"{count} pair{'' if count == 1 else 's'}"
@@ -214,23 +225,23 @@ def _unconfirmed(series: Series, most: int) -> Ruling:
     if series.flags and len(series.after) < most:
         reason = f"flagged by the screen, and {most} fresh pairs were asked for to confirm it"
     elif effect and effect.low > -FLOOR and effect.high < FLOOR:
-        return Ruling(Verdict.EQUIVALENT, f"{words}, within 1 %", effect)
+        return Ruling(Verdict.EQUIVALENT, f"{words}, within 1 %", effect, counted)
     elif series.flags:
         reason = "flagged by the screen, not confirmed by fresh pairs"
     else:
         reason = "not shown to be more than 1 % apart, nor within 1 %"
-    return Ruling(Verdict.INCONCLUSIVE, f"{words}; {reason}", effect)
+    return Ruling(Verdict.INCONCLUSIVE, f"{words}; {reason}", effect, counted)
 
 
-def _confirmed(direction: Direction, pairs: Sequence[Pair]) -> Ruling:
+def _confirmed(direction: Direction, pairs: tuple[Pair, ...]) -> Ruling:
     effect = effect_of(pairs)
     assert effect is not None
     words = f"{_words_of(len(pairs))}: {effect}"
     least = _effect_of_least(pairs)
     if direction * least < 0:
         turned = Effect(least, least, least)
-        return Ruling(Verdict.INCONCLUSIVE, f"{words}; yet the fastest samples are {turned.words}", effect)
-    return Ruling(Verdict.REGRESSED if direction is Direction.SLOWER else Verdict.IMPROVED, words, effect)
+        return Ruling(Verdict.INCONCLUSIVE, f"{words}; yet the fastest samples are {turned.words}", effect, pairs)
+    return Ruling(Verdict.REGRESSED if direction is Direction.SLOWER else Verdict.IMPROVED, words, effect, pairs)
 
 
 def _effect_of_least(pairs: Iterable[Pair]) -> float:
@@ -243,7 +254,7 @@ def _p(pairs: Sequence[Pair], direction: Direction) -> float:
     return p_above([direction * pair.effect for pair in pairs], FLOOR)
 
 
-def _spread(pairs: Sequence[Pair]) -> float:
+def spread(pairs: Sequence[Pair]) -> float:
     """1.4826 times the median absolute deviation: the standard deviation, were the effects normal."""
     effects = [pair.effect for pair in pairs]
     middle = statistics.median(effects)
