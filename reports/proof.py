@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from ..harness.gate.proof import judge_sweep
+from ..harness.gate.proof import is_whole, judge_sweep
 from ..harness.gate.proof_records import INJECTED, ProofSweep
 from ..harness.gate.simulation import Noise, Simulated, measured_noise, modelled_noise, simulate
 from ..harness.verdicts.binomial import lower_bound, upper_bound
@@ -22,49 +22,55 @@ _TOLD = (Verdict.REGRESSED, Verdict.INCONCLUSIVE, Verdict.EQUIVALENT, Verdict.IM
 
 def document(sweeps: Sequence[ProofSweep], simulated: int = 0) -> Document:
     """Everything that the stored sweeps prove, and simulated ones where they are asked for."""
-    tables = {"Sweeps of identical code": alarms(sweeps), "Injected slowdowns, one cell of the sweep": power(sweeps)}
+    whole = [each for each in sweeps if is_whole(each)]
+    tables = {"Sweeps of identical code": alarms(whole), "Injected slowdowns, one cell of the sweep": power(whole)}
     if simulated:
         tables["Simulated sweeps of 8 cells"] = simulation(sweeps, simulated)
-    dates = sorted(each.date for each in sweeps)
-    span = f"{dates[0]} to {dates[-1]}" if dates else "none yet; measure some with --sweeps"
-    return Document(
-        "Proof of the gate", (f"{len(sweeps)} sweeps, {span}", "bounds are exact, one-sided, at 95 %"), tables
-    )
+    return Document("Proof of the gate", (_words(sweeps, whole), "bounds are exact, one-sided, at 95 %"), tables)
+
+
+def _words(sweeps: Sequence[ProofSweep], whole: Sequence[ProofSweep]) -> str:
+    dates = sorted({each.date for each in whole})
+    span = " to ".join({dates[0]: 0, dates[-1]: 0}) if dates else "none yet; measure some with --sweeps"
+    other = len(sweeps) - len(whole)
+    words = f"; {other} more lack pairs that the rule of today asks for, and are not counted" if other else ""
+    return f"{len(whole)} sweep{'' if len(whole) == 1 else 's'}, {span}{words}"
 
 
 def alarms(sweeps: Iterable[ProofSweep]) -> pd.DataFrame:
-    """By machine and load: sweeps with a false alarm, and the rate that is excluded."""
+    """By machine, load and threads: sweeps with a false alarm, and the rate that is excluded."""
     rows = []
-    for (machine, load), group in _grouped(sweeps).items():
+    for (machine, load, threads), group in _grouped(sweeps).items():
         judged = [judge_sweep(each, 0) for each in group]
         found = sum(bool(each.alarms) for each in judged)
         cells = len(group[0].same)
         void = sum(each.void for each in group) / sum(each.launches for each in group)
         rows.append(
-            (machine, load, f"{found} of {len(group)}", f"< {upper_bound(found, len(group)):.1%}",
+            (machine, load, threads, f"{found} of {len(group)}", f"< {upper_bound(found, len(group)):.1%}",
              sum(each.is_contaminated for each in judged), cells, f"{_deviation(group):.2%}", f"{void:.0%}",
              f"{statistics.median(each.seconds_by_percent.get(0, each.seconds) for each in group):.0f} s")
         )  # fmt: skip
-    columns = ["machine", "load", "sweeps with an alarm", "rate", "contaminated", "cells", "a pair's deviation", "void launches",
-               "a sweep alone takes"]  # fmt: skip
+    columns = ["machine", "load", "threads", "sweeps with an alarm", "rate", "contaminated", "cells", "a pair's deviation",
+               "void launches", "a sweep alone takes"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
 def power(sweeps: Iterable[ProofSweep]) -> pd.DataFrame:
-    """By machine, load and slowdown: what was said of the injected cell."""
+    """By machine, load, threads and slowdown: what was said of the injected cell."""
     rows = []
-    for (machine, load), group in _grouped(sweeps).items():
+    for (machine, load, threads), group in _grouped(sweeps).items():
         for percent in (each for each in INJECTED if each):
             said = Counter(judge_sweep(each, percent).injected for each in group)
             found = said[Verdict.REGRESSED]
             seconds = [each.seconds_by_percent[percent] for each in group if percent in each.seconds_by_percent]
             rows.append(
-                (machine, load, f"+{percent} %", f"{found} of {len(group)}", f"> {lower_bound(found, len(group)):.0%}",
+                (machine, load, threads, f"+{percent} %", f"{found} of {len(group)}", f"> {lower_bound(found, len(group)):.0%}",
                  *(said[verdict] for verdict in _TOLD[1:]), f"{statistics.median(seconds):.0f} s" if seconds else "")
             )  # fmt: skip
     columns = [
         "machine",
         "load",
+        "threads",
         "slower by",
         "found",
         "rate",
@@ -77,10 +83,10 @@ def power(sweeps: Iterable[ProofSweep]) -> pd.DataFrame:
 def simulation(sweeps: Sequence[ProofSweep], count: int) -> pd.DataFrame:
     """The rule on drawn noise: alarms, coverage and symmetry; and how often one slower cell is found."""
     noises: dict[str, Noise] = {"two speed states, straddling pairs, heavy tails": modelled_noise}
-    for (machine, load), group in _grouped(sweeps).items():
+    for (machine, load, threads), group in _grouped(sweeps).items():
         noise = measured_noise(group)
         if noise is not None:
-            noises[f"as measured: {machine}, {load}"] = noise
+            noises[f"as measured: {machine}, {load}, threads={threads}"] = noise
     rows = []
     for name, noise in noises.items():
         rows.append(_simulated(name, simulate(noise, count)))
@@ -108,10 +114,10 @@ def _simulated(name: str, found: Simulated) -> tuple[object, ...]:
             found.unmirrored, power, f"{found.fresh_pairs / found.sweeps:.1f}")  # fmt: skip
 
 
-def _grouped(sweeps: Iterable[ProofSweep]) -> dict[tuple[str, str], list[ProofSweep]]:
-    groups: dict[tuple[str, str], list[ProofSweep]] = {}
+def _grouped(sweeps: Iterable[ProofSweep]) -> dict[tuple[str, str, int], list[ProofSweep]]:
+    groups: dict[tuple[str, str, int], list[ProofSweep]] = {}
     for each in sweeps:
-        groups.setdefault((each.machine, each.load), []).append(each)
+        groups.setdefault((each.machine, each.load, each.threads), []).append(each)
     return groups
 
 

@@ -24,7 +24,7 @@ from attnbench.harness.gate.schedule import arms_in_order, next_pair
 from attnbench.harness.records import Outcome, Samples, SessionEnded
 from attnbench.harness.store import StoreError
 from attnbench.harness.verdicts.judgement import Verdict
-from attnbench.harness.verdicts.paired import Pair, Series, Timing
+from attnbench.harness.verdicts.paired import Pair, Series, Timing, Turn
 from attnbench.impls import AttentionProblem
 from attnbench.reports import gate as report
 from attnbench.reports import proof as proof_report
@@ -136,6 +136,28 @@ def test_half_a_pair_does_not_count() -> None:
     assert effect(of, [launch(of, "base", 0), launch(of, "control", 0)]) == []
 
 
+def test_a_pair_of_several_turns_needs_them_all() -> None:
+    """Its effect is their median; where a turn lacks an arm there is no pair; a void launch is replaced in its turn."""
+    of = comparison()
+    launches = [
+        launch(of, arm, 0, 1e-3 * (factor if arm == "candidate" else 1.0), stage="after", servers=9, turn=turn, turns=3)
+        for turn, factor in enumerate((2.0, 7.0, 3.0))
+        for arm in ("base", "candidate")
+    ]
+
+    def after(some: Iterable[GateLaunch]) -> list[float]:
+        return [round(math.exp(each.effect), 6) for each in Pairs.of(some).of_comparison(of.key).after]
+
+    assert after(launches) == [3.0]
+    for lacking in range(6):
+        assert after(launches[:lacking] + launches[lacking + 1 :]) == []
+    void = launch(of, "candidate", 0, 1e-3, stage="after", servers=9, turn=2, turns=3, void="its threads waited")
+    assert after([void, *launches]) == [3.0]
+    anew = [each.model_copy(update={"servers": 10}) for each in launches]
+    assert after([*launches[:3], *anew]) == [3.0]
+    assert after([*launches, *anew[:3]]) == []
+
+
 def test_pairs_measured_anew_come_from_one_pair_of_servers() -> None:
     """Where a pair is begun again by other servers, what the first ones measured of it counts no more."""
     of = comparison()
@@ -206,6 +228,34 @@ def test_the_screen_comes_first_and_then_what_the_rule_wants() -> None:
                 launches.append(launch(of, arm, step.pair, 1.1e-3 if is_slow else 1e-3, stage=step.stage))
     every, flagged = frozenset({same.key, slower.key, CONTROL}), frozenset({slower.key, CONTROL})
     assert steps == [("screen", at, every) for at in range(8)] + [("after", at, flagged) for at in range(8)]
+
+
+def test_turns_of_a_noisy_comparison_are_spread_over_its_pair() -> None:
+    """One turn of every comparison, then the next; either arm is first in turn; the control and what is quiet take one."""
+    quiet, noisy = comparison(32), comparison(64)
+    launches = [*pairs_of(quiet, 1.1)]
+    for pair, factor in enumerate((1.1, 1.12) * 4):
+        launches += [launch(noisy, "base", pair), launch(noisy, "candidate", pair, 1e-3 * factor)]
+    described = info([quiet, noisy])
+    step = next_pair(described, Pairs.of(launches))
+    assert step is not None
+    assert (step.stage, step.turns) == ("after", {quiet.key: 1, noisy.key: 4, CONTROL: 1})
+    order = [(of.key, turn) for of, turn in step.all_turns()]
+    assert {key for key, turn in order[:3]} == {quiet.key, noisy.key, CONTROL}
+    assert order[3:] == [(noisy.key, turn) for turn in range(1, 4)]
+    first = [arms_in_order(noisy, step.stage, step.pair, described.seed, turn)[0] for turn in range(4)]
+    assert {*zip(first[::2], first[1::2], strict=True)} in ({("base", "candidate")}, {("candidate", "base")})
+
+
+def test_a_noisy_comparison_is_screened_again_alone() -> None:
+    """With the control, before anything is confirmed, in pairs that are numbered on."""
+    quiet, noisy = comparison(32), comparison(64)
+    launches = pairs_of(quiet, 1.1)
+    for pair, factor in enumerate((1.0, 1.2) * 4):
+        launches += [launch(noisy, "base", pair), launch(noisy, "candidate", pair, 1e-3 * factor)]
+    step = next_pair(info([quiet, noisy]), Pairs.of(launches))
+    assert step is not None
+    assert (step.stage, step.pair, step.turns) == ("screen", 8, {noisy.key: 5, CONTROL: 1})
 
 
 def test_a_pair_that_was_cut_off_is_measured_again() -> None:
@@ -418,8 +468,8 @@ def test_annotations_are_empty_where_all_is_well(stored: Callable[..., Gate]) ->
 
 def kept(*effects: float) -> Kept:
     """Eight or more pairs with these effects in turn."""
-    pairs = tuple(Pair(Timing(1.2345678e-3, 1.2e-3), Timing(1.2345678e-3 * math.exp(each), 1.2e-3)) for each in effects)
-    return Kept.of(Series(pairs[:8], pairs[8:]))
+    turns = [Turn(Timing(1.2345678e-3, 1.2e-3), Timing(1.2345678e-3 * math.exp(each), 1.2e-3)) for each in effects]
+    return Kept.of(Series(tuple(Pair((each,)) for each in turns[:8]), tuple(Pair((each, each)) for each in turns[8:])))
 
 
 @pytest.fixture
@@ -427,8 +477,9 @@ def sweep() -> ProofSweep:
     """A sweep of two cells, in which the injected slowdowns were found."""
     none = (0.001, -0.001) * 4
     return ProofSweep(
-        at="2026-11-24T00:00:00", machine="Test CPU", fingerprint="f", attnbench="0.1.0", load="quiet", seed=1, seconds=60.0,
-        seconds_by_percent={0: 40.0, 3: 50.0}, launches=100, void=2, same={"a": kept(*none), "b": kept(*none)}, twin="a",
+        at="2026-11-24T00:00:00", machine="Test CPU", fingerprint="f", attnbench="0.1.0", load="quiet", threads=2, seed=1,
+        seconds=60.0, seconds_by_percent={0: 40.0, 3: 50.0}, launches=100, void=2,
+        same={"a": kept(*none), "b": kept(*none)}, twin="a",
         injected={percent: kept(*[math.log1p(percent / 100)] * 24) for percent in INJECTED if percent}, control=kept(*none),
     )  # fmt: skip
 
@@ -441,8 +492,10 @@ def test_a_sweep_comes_back_as_it_was_kept(tmp_path: Path, sweep: ProofSweep) ->
         file = append_sweep(folder, "machine", sweep)
     assert file == folder / "machine.jsonl"
     assert read_sweeps(folder) == [sweep, sweep]
-    assert sweep.same["a"].series.screen[0].base == Timing(1.23457e-3, 1.2e-3)
-    assert Kept.of(sweep.same["a"].series) == sweep.same["a"]
+    assert sweep.same["a"].series.screen[0].turns[0].base == Timing(1.23457e-3, 1.2e-3)
+    for each in (sweep.same["a"], sweep.injected[5]):
+        assert Kept.of(each.series) == each
+    assert {len(pair.turns) for pair in sweep.injected[5].series.after} == {2}
 
 
 def test_a_sweep_is_judged_as_several(sweep: ProofSweep) -> None:
@@ -460,14 +513,23 @@ def test_a_sweep_is_judged_as_several(sweep: ProofSweep) -> None:
 
 
 def test_the_proof_counts_with_exact_bounds(sweep: ProofSweep) -> None:
-    """Alarms and power by machine and load, with the bounds of so many sweeps; loads are kept apart."""
-    other = sweep.model_copy(update={"load": "toggling"})
-    alarms = proof_report.alarms([sweep] * 59 + [other])
-    assert list(alarms["sweeps with an alarm"]) == ["0 of 59", "0 of 1"]
-    assert list(alarms["rate"]) == ["< 5.0%", "< 95.0%"]
+    """Alarms and power by machine, load and threads, with the bounds of so many sweeps; each is kept apart."""
+    others = [sweep.model_copy(update=change) for change in ({"load": "toggling"}, {"threads": 1})]
+    alarms = proof_report.alarms([sweep] * 59 + others)
+    assert list(alarms["sweeps with an alarm"]) == ["0 of 59", "0 of 1", "0 of 1"]
+    assert list(alarms["rate"]) == ["< 5.0%", "< 95.0%", "< 95.0%"]
     power = proof_report.power([sweep] * 59)
     assert list(power["found"]) == ["59 of 59"] * 3
     assert set(power["rate"]) == {"> 95%"}
+
+
+def test_sweeps_of_another_rule_are_not_counted(sweep: ProofSweep) -> None:
+    """A sweep that lacks pairs which the rule of today asks for shows nothing of it, and that it is there is said."""
+    noisy = kept(*(0.05, -0.05) * 4)
+    cut = sweep.model_copy(update={"same": {**sweep.same, "b": noisy}})
+    document = proof_report.document([sweep, cut, cut])
+    assert document.lines[0].startswith("1 sweep, 2026-11-24; 2 more lack pairs")
+    assert [list(table["rate"]) for table in document.tables.values()] == [["< 95.0%"], ["> 5%"] * 3]
 
 
 def test_an_empty_proof_says_so(attnbench: Command, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from attnbench.harness.verdicts.judgement import Judgement, Verdict
 from attnbench.harness.verdicts.paired import (
     CONFIRM_PAIRS,
     FLOOR,
+    MOST_TURNS,
     NOISY_CONFIRM_PAIRS,
     PRECISION_PAIRS,
     SCREEN_PAIRS,
@@ -30,6 +31,7 @@ from attnbench.harness.verdicts.paired import (
     Pair,
     Series,
     Timing,
+    Turn,
     contamination,
     holm,
     rule,
@@ -52,27 +54,29 @@ def by_all_signs(values: Sequence[float], floor: float) -> float:
 
 def of_effects(effects: Sequence[float], *, least: float = 0.0) -> tuple[Pair, ...]:
     """Pairs with these effects; `least` is that of the fastest samples beyond it."""
-    return tuple(Pair(Timing(1.0, 0.9), Timing(math.exp(each), 0.9 * math.exp(each + least))) for each in effects)
+    return tuple(
+        Pair((Turn(Timing(1.0, 0.9), Timing(math.exp(each), 0.9 * math.exp(each + least))),)) for each in effects
+    )
 
 
-def drawn(generator: random.Random, shift: float, noise: float, count: int) -> tuple[Pair, ...]:
-    """Pairs of a comparison whose truth is `shift`; both launches take a time of their own."""
-    pairs = []
-    for _ in range(count):
+def drawn(generator: random.Random, shift: float, noise: float, turns: int = 1) -> Pair:
+    """A pair of a comparison whose truth is `shift`; every launch takes a time of its own, at the speed of its turn."""
+    found = []
+    for _ in range(turns):
         base, speed = math.exp(generator.gauss(0, noise)), generator.uniform(0.5, 2)
         candidate = math.exp(shift + generator.gauss(0, noise))
-        pairs.append(Pair(Timing(speed * base, 0.9 * speed), Timing(speed * candidate, 0.9 * speed * math.exp(shift))))
-    return tuple(pairs)
+        found.append(Turn(Timing(speed * base, 0.9 * speed), Timing(speed * candidate, 0.9 * speed * math.exp(shift))))
+    return Pair(tuple(found))
 
 
 def moments(seed: int, shifts: Sequence[float], noise: float) -> Iterator[dict[str, Series]]:
     """Every moment of a sweep that is measured as the schedule would: screens first, then what is wanted, in turn."""
     generator = random.Random(seed)
     series = {str(at): Series() for at in range(len(shifts))}
-    for _ in range(SCREEN_PAIRS):
-        for at, shift in enumerate(shifts):
-            old = series[str(at)]
-            series[str(at)] = Series((*old.screen, *drawn(generator, shift, noise, 1)))
+    while unscreened := [key for key, each in series.items() if not each.is_screened]:
+        for key in unscreened:
+            old = series[key]
+            series[key] = Series((*old.screen, drawn(generator, shifts[int(key)], noise, old.turns)))
             yield dict(series)
     while True:
         wanted = wanted_after(series)
@@ -81,7 +85,8 @@ def moments(seed: int, shifts: Sequence[float], noise: float) -> Iterator[dict[s
             return
         for key in lacking:
             old = series[key]
-            series[key] = Series(old.screen, (*old.after, *drawn(generator, shifts[int(key)], noise, 1)))
+            fresh = drawn(generator, shifts[int(key)], noise, old.turns)
+            series[key] = Series(old.screen, (*old.after, fresh))
             yield dict(series)
 
 
@@ -200,10 +205,7 @@ def test_swapped_arms_mirror_the_verdicts(seed: int, shifts: list[float], noise:
         *itertools.islice(moments(seed, shifts, noise), 0, None, 1 + len(shifts)),
         measured(seed, shifts, noise),
     ]:
-        swapped = {
-            key: Series(*(tuple(Pair(each.candidate, each.base) for each in pairs) for pairs in (of.screen, of.after)))
-            for key, of in series.items()
-        }
+        swapped = {key: of.mirrored() for key, of in series.items()}
         assert wanted_after(swapped) == wanted_after(series)
         for key, ruling in rule(series).items():
             other = rule(swapped)[key]
@@ -254,17 +256,24 @@ def test_identical_code_is_equivalent() -> None:
 
 
 def test_too_wide_gets_more_pairs_once() -> None:
-    """What is not flagged and too wide to be called equal gets 8 more pairs, once, and is INCONCLUSIVE where it stays wide."""
-    wide = [0.04, -0.04] * 4
+    """What is not flagged and too wide to be called equal gets 8 more pairs, once, and is INCONCLUSIVE where it stays wide.
+
+    What was screened again has had them.
+    """
+    wide = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.1, -0.1]
     series = {"0": Series(of_effects(wide))}
     assert not series["0"].flags
     assert wanted_after(series) == {"0": PRECISION_PAIRS}
-    series = {"0": Series(of_effects(wide), of_effects(wide))}
+    series = {"0": Series(of_effects(wide), of_effects([0.04, -0.04] * 4))}
     assert wanted_after(series) == {"0": PRECISION_PAIRS}
     ruling = rule(series)["0"]
     assert ruling.verdict is Verdict.INCONCLUSIVE
     assert ruling.reason.startswith("16 pairs: ")
     assert "nor within 1 %" in ruling.reason
+    again = {"0": Series(of_effects([0.04, -0.04] * 8))}
+    assert not again["0"].flags
+    assert wanted_after(again) == {"0": 0}
+    assert rule(again)["0"].verdict is Verdict.INCONCLUSIVE
 
 
 @given(
@@ -290,6 +299,49 @@ def test_nothing_measured_is_inconclusive() -> None:
     assert rulings["b"].reason == "7 of 8 pairs of the screen were measured"
     assert "16 fresh pairs were asked for" in rulings["c"].reason
     assert "7 pairs: slower by 22.1 %" in rulings["d"].reason
+
+
+def test_a_noisy_screen_is_made_again() -> None:
+    """Pairs after the first eight take as many turns as the noise asks for; beyond 1.5 % eight of them screen, and alone flag."""
+
+    def screened(noise: float, shift: float = 0.2) -> Series:
+        """Half of the pairs on either side of the shift."""
+        return Series(of_effects([shift + noise / 1.4826 * each for each in (-1, 1) * 4]))
+
+    noises = (0.0, 0.005, 0.0074, 0.01, 0.0149, 0.0151, 0.1)
+    assert [screened(noise).turns for noise in noises] == [1, 1, 1, 2, 4, 5, MOST_TURNS]
+    assert [screened(noise).is_screened for noise in noises] == [True] * 5 + [False] * 2
+    assert Series(screened(0.1).screen[:7]).turns == 1
+
+    noisy = screened(0.1)
+    assert noisy.flags == ()
+    assert wanted_after({"0": noisy}) == {"0": 0}
+    assert rule({"0": noisy})["0"].reason == "8 of 16 pairs of the screen were measured"
+    again = of_effects([0.0] * SCREEN_PAIRS)
+    null = Series((*noisy.screen, *again))
+    assert null.is_screened
+    assert null.flags == ()
+    assert (rule({"0": null})["0"].verdict, rule({"0": null})["0"].pairs) == (Verdict.EQUIVALENT, again)
+    slower = Series((*of_effects([0.1, -0.1] * 4), *of_effects([0.05] * SCREEN_PAIRS)))
+    assert slower.flags == (Direction.SLOWER,)
+
+
+def test_an_effect_is_the_median_of_its_turns() -> None:
+    """A change of speed between turns leaves it alone, and so does one turn that straddles a change."""
+    speeds = [1.0, 1.0, 1.5, 0.7, 3.0]
+    turns = [Turn(Timing(speed, speed), Timing(1.05 * speed, 1.05 * speed)) for speed in speeds]
+    turns[2] = Turn(Timing(1.0, 1.0), Timing(1.5, 1.5))
+    pair = Pair(tuple(turns))
+    assert pair.effect == pytest.approx(math.log(1.05))
+    assert pair.mirrored().effect == pytest.approx(-math.log(1.05))
+    assert pair.medians_s == pytest.approx((1.0, 1.05))
+
+
+def test_more_turns_find_what_one_does_not() -> None:
+    """Pairs of one turn that differ by 3 % hide +5 % in many sweeps; with as many as the noise asks for it is found."""
+    sweeps = 60
+    found = sum(verdicts(measured(seed, [math.log(1.05)], 0.02))["0"] is Verdict.REGRESSED for seed in range(sweeps))
+    assert found >= 0.9 * sweeps
 
 
 def test_fresh_pairs_alone_decide() -> None:
@@ -332,7 +384,7 @@ def test_the_first_look_counts() -> None:
     assert verdicts({"0": left}) == {"0": Verdict.INCONCLUSIVE}
     last = Series(slower[:8], (*slower[:7], none[0], *slower[:8]))
     assert verdicts({"0": last}) == {"0": Verdict.REGRESSED}
-    noisy = Series(of_effects([0.03, 0.06, 0.09, 0.12] * 2))
+    noisy = Series(of_effects([0.03, 0.06, 0.09, 0.12] * 4))
     assert wanted_after({"0": noisy}) == {"0": NOISY_CONFIRM_PAIRS}
     two = {"0": settled, "1": Series(slower[:8], slower[:8])}
     assert set(verdicts(two).values()) == {Verdict.INCONCLUSIVE}  # two flags: nine pairs each

@@ -70,9 +70,8 @@ def judge(
 
 
 def _medians(pairs: Sequence[Pair]) -> tuple[float, float]:
-    return statistics.median(each.base.median_s for each in pairs), statistics.median(
-        each.candidate.median_s for each in pairs
-    )
+    medians = [pair.medians_s for pair in pairs]
+    return statistics.median(base for base, _ in medians), statistics.median(candidate for _, candidate in medians)
 
 
 def _ended(comparison: Comparison, ends: Mapping[ArmLabel, GateLaunch], pairs: int) -> Judgement | str:

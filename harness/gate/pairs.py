@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..records import Outcome
-from ..verdicts.paired import Pair, Series, Timing
+from ..verdicts.paired import Pair, Series, Timing, Turn
 from .records import CONTROL, ArmLabel, GateLaunch, Stage
 
 _Place = tuple[Stage, int]
+#: The launches of one pair by turn and arm.
+_Chosen = dict[tuple[int, ArmLabel], GateLaunch]
 #: A clock may say zero; a ratio of times needs more.
 _LEAST_S = 1e-12
 
@@ -25,24 +27,25 @@ class Pairs:
 
     @classmethod
     def of(cls, launches: Iterable[GateLaunch]) -> Pairs:
-        """Of the attempts at a launch the first that is not void counts, else the last; half a pair does not count, nor does
+        """Of the attempts at a launch the first that is not void counts, else the last; part of a pair does not count, nor does
         one that was measured anew from other servers. A failure ends a comparison once both arms have been asked.
         """
-        chosen: dict[tuple[str, Stage, int], dict[ArmLabel, GateLaunch]] = defaultdict(dict)
+        chosen: dict[tuple[str, Stage, int], _Chosen] = defaultdict(dict)
         pairs = cls()
         for launch in launches:
             at = chosen[launch.comparison, launch.stage, launch.pair]
             if any(each.servers != launch.servers for each in at.values()):
                 at.clear()
-            if launch.arm not in at or at[launch.arm].void:
-                at[launch.arm] = launch
+            place = launch.turn, launch.arm
+            if place not in at or at[place].void:
+                at[place] = launch
         found: dict[str, dict[_Place, Pair]] = defaultdict(dict)
         for (key, stage, number), at in chosen.items():
-            if len(at) > 1 or any(launch.ends for launch in at.values()):
-                for arm, launch in at.items():
+            if len({arm for _, arm in at}) > 1 or any(launch.ends for launch in at.values()):
+                for (_, arm), launch in at.items():
                     if launch.outcome is not Outcome.OK:
                         pairs.ends.setdefault(key, {}).setdefault(arm, launch)
-            pair = _pair(at.get("base"), at.get("control" if key == CONTROL else "candidate"))
+            pair = _pair(at, "control" if key == CONTROL else "candidate")
             if pair is not None:
                 found[key][stage, number] = pair
         pairs.series = {key: _series(each) for key, each in found.items()}
@@ -67,11 +70,16 @@ def timing_of(launch: GateLaunch) -> Timing | None:
     return Timing(max(_LEAST_S, statistics.median(times)), max(_LEAST_S, min(times)))
 
 
-def _pair(base: GateLaunch | None, candidate: GateLaunch | None) -> Pair | None:
-    if base is None or candidate is None:
-        return None
-    first, second = timing_of(base), timing_of(candidate)
-    return Pair(first, second) if first and second else None
+def _pair(launches: _Chosen, other: ArmLabel) -> Pair | None:
+    """None where a launch of it is lacking or was not timed."""
+    turns = []
+    for number in range(next(iter(launches.values())).turns):
+        base, candidate = launches.get((number, "base")), launches.get((number, other))
+        first, second = base and timing_of(base), candidate and timing_of(candidate)
+        if not first or not second:
+            return None
+        turns.append(Turn(first, second))
+    return Pair(tuple(turns))
 
 
 def _series(pairs: dict[_Place, Pair]) -> Series:

@@ -26,12 +26,16 @@ class GateProgress:
     def pairing(self, step: Next) -> None:
         """A pair of servers is about to start."""
         count = sum(each.key != CONTROL for each in step.comparisons)
-        of_screen = f" of {SCREEN_PAIRS}" if step.stage == "screen" else ""
-        words = "screen" if step.stage == "screen" else "after the screen"
+        if step.stage == "after":
+            place = f"after the screen: pair {step.pair + 1}"
+        elif step.pair < SCREEN_PAIRS:
+            place = f"screen: pair {step.pair + 1} of {SCREEN_PAIRS}"
+        else:
+            place = f"screen again, of what is noisy: pair {step.pair + 1 - SCREEN_PAIRS} of {SCREEN_PAIRS}"
+        most = max(step.turns.values())
+        turns = f", up to {most} turns" if most > 1 else ""
         void = f", {self._void} void launches repeated" if self._void else ""
-        self._say(
-            f"{words}: pair {step.pair + 1}{of_screen}, {_cells(count)}, {time.monotonic() - self._begin:.0f} s{void}"
-        )
+        self._say(f"{place}, {_cells(count)}{turns}, {time.monotonic() - self._begin:.0f} s{void}")
 
     def launched(self, launch: GateLaunch) -> None:
         """Only what went wrong is worth a line."""

@@ -21,7 +21,7 @@ from ..plan import Plan, make_plan
 from ..run.journal import now
 from ..run.machine import Machine
 from ..verdicts.judgement import DIFFERENT, Verdict
-from ..verdicts.paired import contamination, rule
+from ..verdicts.paired import contamination, rule, wanted_after
 from .gates import Asked, Ready, create
 from .pairs import Pairs
 from .proof_records import INJECTED, INJECTED_KEY, Kept, Load, ProofSweep, keys_of_families
@@ -87,7 +87,7 @@ def _kept(ready: Ready, twin: str, injected: dict[int, str], load: Load) -> Proo
     return ProofSweep(
         at=now(), machine=environment.machine_name(machine.facts),
         fingerprint=digest_of(fingerprint(machine.facts, environment.versions())), attnbench=gate.info.attnbench_version,
-        load=load, seed=gate.info.seed, seconds=round(getattr(end, "wall_s", 0.0), 1),
+        load=load, threads=machine.threads, seed=gate.info.seed, seconds=round(getattr(end, "wall_s", 0.0), 1),
         seconds_by_percent={percent: round(each, 1) for percent, each in _seconds(gate, pairs, keys, twin, injected).items()},
         launches=len(launches), void=sum(bool(each.void) for each in launches),
         same={key: Kept.of(pairs.of_comparison(key)) for key in keys}, twin=twin,
@@ -132,6 +132,17 @@ class Outcome:
     alarms: int
     is_contaminated: bool
     injected: Verdict | None
+
+
+def is_whole(sweep: ProofSweep) -> bool:
+    """Whether it has every pair that the rule of today asks for; one that was measured by another rule may lack some."""
+    families = [sweep.family(percent) for percent in INJECTED]
+    return all(
+        each.is_screened and len(each.after) >= wanted[key]
+        for family in families
+        for wanted in (wanted_after(family),)
+        for key, each in family.items()
+    )
 
 
 def judge_sweep(sweep: ProofSweep, percent: int) -> Outcome:

@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ..store import StoreError, append_line, cannot
-from ..verdicts.paired import Pair, Series, Timing
+from ..verdicts.paired import Pair, Series, Timing, Turn
 
 #: The injected slowdowns, in percent of work; 0 is the sweep of identical code.
 INJECTED = (0, 3, 5, 10)
 Load = Literal["quiet", "toggling"]
-#: Times as they are kept: medians and least samples of base and candidate, in seconds, six digits.
-_Times = tuple[float, float, float, float]
+_PER_TURN = 4
+
+
+def _whole_turns(times: tuple[float, ...]) -> tuple[float, ...]:
+    if not times or len(times) % _PER_TURN:
+        raise ValueError(f"a pair has {_PER_TURN} times for each of its turns; got {len(times)}")
+    return times
+
+
+#: A pair as it is kept: medians and least samples of base and candidate, in seconds, six digits; one turn after another.
+_Times = Annotated[tuple[float, ...], AfterValidator(_whole_turns)]
 
 
 class Kept(BaseModel):
@@ -51,6 +60,7 @@ class ProofSweep(BaseModel):
     fingerprint: str
     attnbench: str
     load: Load
+    threads: int
     seed: int
     seconds: float
     seconds_by_percent: dict[int, float] = {}
@@ -108,11 +118,18 @@ def keys_of_families(keys: Iterable[str], twin: str, injected: Mapping[int, str]
     return (same, *((*(key for key in same if key != twin), key_of) for key_of in injected.values()))
 
 
-def _times(pair: Pair) -> _Times:
-    values = (pair.base.median_s, pair.base.least_s, pair.candidate.median_s, pair.candidate.least_s)
-    first, second, third, fourth = (float(f"{value:.6g}") for value in values)
-    return first, second, third, fourth
+def _times(pair: Pair) -> tuple[float, ...]:
+    return tuple(
+        float(f"{value:.6g}")
+        for turn in pair.turns
+        for value in (turn.base.median_s, turn.base.least_s, turn.candidate.median_s, turn.candidate.least_s)
+    )
 
 
-def _pair(times: _Times) -> Pair:
-    return Pair(Timing(times[0], times[1]), Timing(times[2], times[3]))
+def _pair(times: tuple[float, ...]) -> Pair:
+    return Pair(
+        tuple(
+            Turn(Timing(times[at], times[at + 1]), Timing(times[at + 2], times[at + 3]))
+            for at in range(0, len(times), _PER_TURN)
+        )
+    )

@@ -41,15 +41,17 @@ class ArmInfo(Record):
 
 
 class GateLaunch(Measurement):
-    """One forked process of one arm of a pair; a line of `launches.jsonl`."""
+    """One forked process of one arm of a pair; a line of `launches.jsonl`. It is number `turn` of the `turns` of its arm."""
 
     schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
     comparison: str
     arm: ArmLabel
     stage: Stage
     pair: int
+    turn: int = 0
+    turns: int = 1
     attempt: int
-    servers: int  # counts the pairs of servers of a gate: both launches of a pair have the same
+    servers: int  # counts the pairs of servers of a gate: all launches of a pair have the same
     name: str
     ended_at: str
     ends: bool = False  # whatever the other arm did: no further launch of this comparison can be made

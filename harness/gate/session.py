@@ -59,6 +59,20 @@ class Ending:
     words: str = ""
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a launch belongs."""
+
+    comparison: Comparison
+    arm: ArmLabel
+    step: Next
+    turn: int = 0
+
+    @property
+    def cell(self) -> Cell:
+        return self.comparison.candidate if self.arm == "candidate" else self.comparison.base
+
+
 class GateSession:
     """Measures what is still to do, pair by pair, until the rule wants no more."""
 
@@ -137,8 +151,7 @@ class GateSession:
                 begin = time.perf_counter()
                 servers = start_all(self._benches, stack)
                 self._preparation.journal.split_s["servers"] += time.perf_counter() - begin
-                for comparison in step.comparisons:
-                    self._compare(comparison, step, servers)
+                self._all_turns(step, servers)
             except BrokenCandidateError as error:
                 if self._gate.info.is_of_implementations or any(
                     each.arm == "candidate" and each.outcome is Outcome.OK for each in self._launches
@@ -146,28 +159,41 @@ class GateSession:
                     raise NoServerError(str(error)) from error  # its code can be imported: the machine is at fault
                 for comparison in step.comparisons:
                     if comparison.key != CONTROL:
-                        self._store(_crashed(str(error)), comparison, step, "candidate", 0, ends=True)
+                        self._store(_crashed(str(error)), _Place(comparison, "candidate", step), ends=True)
             except ServerError as error:
                 words = f"{error}; the rest of pair {step.pair} of the {step.stage} stage is measured anew"
                 self._event(Notice(at=now(), text=words))
         self._servers += 1
 
-    def _compare(self, comparison: Comparison, step: Next, servers: Mapping[ArmLabel, Executor]) -> None:
-        for arm in arms_in_order(comparison, step.stage, step.pair, self._gate.info.seed):
+    def _all_turns(self, step: Next, servers: Mapping[ArmLabel, Executor]) -> None:
+        """Errors: `ServerError`."""
+        failed: set[str] = set()
+        for comparison, turn in step.all_turns():
+            if comparison.key not in failed and not self._turn(comparison, step, turn, servers):
+                failed.add(comparison.key)
+
+    def _turn(self, comparison: Comparison, step: Next, turn: int, servers: Mapping[ArmLabel, Executor]) -> bool:
+        """Whether both arms were measured. Errors: `ServerError`."""
+        is_whole = True
+        for arm in arms_in_order(comparison, step.stage, step.pair, self._gate.info.seed, turn):
+            place = _Place(comparison, arm, step, turn)
             for attempt in range(MOST_REPEATS + 1):
                 begin = time.perf_counter()
-                measurement = self._measure(comparison, step, arm, servers[arm])
-                seconds = time.perf_counter() - begin
-                if not self._store(measurement, comparison, step, arm, attempt, seconds).void:
+                measurement = self._measure(place, servers[arm])
+                launch = self._store(measurement, place, attempt, time.perf_counter() - begin)
+                if not launch.void:
                     break
+            is_whole &= launch.outcome is Outcome.OK
+        return is_whole
 
     def _store(
-        self, measurement: Measurement, comparison: Comparison, step: Next, arm: ArmLabel, attempt: int,
-        wall_s: float = 0.0, *, ends: bool = False,
-    ) -> GateLaunch:  # fmt: skip
+        self, measurement: Measurement, place: _Place, attempt: int = 0, wall_s: float = 0.0, *, ends: bool = False
+    ) -> GateLaunch:
+        step, comparison = place.step, place.comparison
         launch = GateLaunch(
-            **dict(measurement), comparison=comparison.key, arm=arm, stage=step.stage, pair=step.pair, attempt=attempt,
-            servers=self._servers, name=_cell(comparison, arm).name, ended_at=now(), wall_s=wall_s, ends=ends,
+            **dict(measurement), comparison=comparison.key, arm=place.arm, stage=step.stage, pair=step.pair, turn=place.turn,
+            turns=step.turns[comparison.key], attempt=attempt, servers=self._servers, name=place.cell.name, ended_at=now(),
+            wall_s=wall_s, ends=ends,
         )  # fmt: skip
         self._gate.append(launch)
         self._launches.append(launch)
@@ -178,29 +204,29 @@ class GateSession:
         self._watcher.launched(launch)
         return launch
 
-    def _measure(self, comparison: Comparison, step: Next, arm: ArmLabel, server: Executor) -> Measurement:
+    def _measure(self, place: _Place, server: Executor) -> Measurement:
         """Errors: `ServerError`; where two servers in turn fail with this comparison, it crashed."""
-        cell = _cell(comparison, arm)
+        cell, who = place.cell, (place.comparison.key, place.arm)
         failure = self._preparation.failure(cell.problem)
         if failure:
             return Measurement(outcome=Outcome.ERROR, detail=f"the oracle has no truth for this problem: {failure}")
         deadline_s = self._protocol.timeout_s + 10 * cost_of(cell, self._device, self._protocol).seconds_per_launch
         try:
-            reply = server.run(self._task(comparison, arm), deadline_s)
+            reply = server.run(self._task(place), deadline_s)
         except ServerError as error:
-            self._failures[comparison.key, arm] += 1
-            if self._failures[comparison.key, arm] > 1:
+            self._failures[who] += 1
+            if self._failures[who] > 1:
                 words = f"two servers in turn failed while they ran it: {error}"
-                self._store(_crashed(words), comparison, step, arm, 0, ends=True)
+                self._store(_crashed(words), place, ends=True)
             raise
-        del self._failures[comparison.key, arm]
+        del self._failures[who]
         return self._preparation.refuse_impossible(cell, measurement_of(reply, deadline_s))
 
-    def _task(self, comparison: Comparison, arm: ArmLabel) -> CellTask:
-        bench, protocol, cell = self._benches[arm], self._protocol, _cell(comparison, arm)
-        unit = WORK_UNITS[comparison.extra_percent]
-        extra = unit * comparison.extra_percent // 100 if arm == "candidate" else 0
-        is_own = comparison.key == CONTROL  # the harness's own yardstick, whatever is under test
+    def _task(self, place: _Place) -> CellTask:
+        bench, protocol, cell = self._benches[place.arm], self._protocol, place.cell
+        unit = WORK_UNITS[place.comparison.extra_percent]
+        extra = unit * place.comparison.extra_percent // 100 if place.arm == "candidate" else 0
+        is_own = place.comparison.key == CONTROL  # the harness's own yardstick, whatever is under test
         return CellTask(
             device=str(self._device), threads=self._threads, seed=protocol.seed, cell=cell, plugins=bench.plugins,
             truth_path=str(self._preparation.truth_path(cell.problem)), min_time_s=protocol.min_time_s,
@@ -211,10 +237,6 @@ class GateSession:
     def _event(self, event: Event) -> None:
         self._gate.append(event)
         self._watcher.noted(event)
-
-
-def _cell(comparison: Comparison, arm: ArmLabel) -> Cell:
-    return comparison.candidate if arm == "candidate" else comparison.base
 
 
 def _crashed(words: str) -> Measurement:

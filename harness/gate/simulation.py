@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..verdicts.judgement import Verdict
-from ..verdicts.paired import Pair, Ruling, Series, Timing, rule, wanted_after
+from ..verdicts.paired import Pair, Ruling, Series, Timing, Turn, rule, wanted_after
 from .proof_records import ProofSweep
 
 CELLS = 8
@@ -21,8 +21,8 @@ CELLS = 8
 _STATES, _STRADDLING, _DEVIATION, _FREEDOM = (1.0, 1.15), 0.05, 0.0065, 3
 _MIRRORED = {Verdict.REGRESSED: Verdict.IMPROVED, Verdict.IMPROVED: Verdict.REGRESSED}
 
-#: Draws a pair of launches of identical code.
-Noise = Callable[[random.Random], Pair]
+#: For one comparison of identical code, what draws its turns: some are noisier than others.
+Noise = Callable[[random.Random], Callable[[], Turn]]
 
 
 @dataclass
@@ -40,25 +40,34 @@ class Simulated:
 
 
 def measured_noise(sweeps: Iterable[ProofSweep]) -> Noise | None:
-    """Pairs of identical code as they were measured, in either order with equal chance; None where there are none."""
-    pairs = [
-        _relative(pair, series)
+    """For each comparison the turns of one that was measured, in either order with equal chance; None where there are none."""
+    measured = [
+        [_relative(turn, unit_s) for pair in (*series.screen, *series.after) for turn in pair.turns]
         for series in (kept.series for sweep in sweeps for kept in sweep.same.values())
-        for pair in (*series.screen, *series.after)
+        for unit_s in (statistics.median(each.medians_s[0] for each in series.screen),)
     ]
 
-    def draw(generator: random.Random) -> Pair:
-        pair = generator.choice(pairs)
-        return pair if generator.random() < 0.5 else Pair(pair.candidate, pair.base)
+    def comparison(generator: random.Random) -> Callable[[], Turn]:
+        turns = generator.choice(measured)
 
-    return draw if pairs else None
+        def draw() -> Turn:
+            turn = generator.choice(turns)
+            return turn if generator.random() < 0.5 else turn.mirrored()
+
+        return draw
+
+    return comparison if measured else None
 
 
-def modelled_noise(generator: random.Random) -> Pair:
-    """Launches with heavy tails in two speed states, some pairs of which straddle a change."""
-    state = generator.choice(_STATES)
-    other = sum(_STATES) - state if generator.random() < _STRADDLING else state
-    return Pair(_launch(generator, state), _launch(generator, other))
+def modelled_noise(generator: random.Random) -> Callable[[], Turn]:
+    """Launches with heavy tails in two speed states, some turns of which straddle a change."""
+
+    def draw() -> Turn:
+        state = generator.choice(_STATES)
+        other = sum(_STATES) - state if generator.random() < _STRADDLING else state
+        return Turn(_launch(generator, state), _launch(generator, other))
+
+    return draw
 
 
 def _launch(generator: random.Random, state: float) -> Timing:
@@ -68,12 +77,12 @@ def _launch(generator: random.Random, state: float) -> Timing:
     return Timing(median, min(median, 0.99 * state))
 
 
-def _relative(pair: Pair, series: Series) -> Pair:
-    """In units of the comparison's own time, so that pairs of several cells can be drawn together."""
-    unit = statistics.median(each.base.median_s for each in series.screen)
-    base, candidate = pair.base, pair.candidate
-    return Pair(
-        Timing(base.median_s / unit, base.least_s / unit), Timing(candidate.median_s / unit, candidate.least_s / unit)
+def _relative(turn: Turn, unit_s: float) -> Turn:
+    """In units of the comparison's own time, so that turns of several cells can be drawn together."""
+    base, candidate = turn.base, turn.candidate
+    return Turn(
+        Timing(base.median_s / unit_s, base.least_s / unit_s),
+        Timing(candidate.median_s / unit_s, candidate.least_s / unit_s),
     )
 
 
@@ -85,35 +94,37 @@ def simulate(noise: Noise, sweeps: int, slower: float = 0.0, seed: int = 0) -> S
         shifts = [slower, *[0.0] * (CELLS - 1)]
         series = _sweep(generator, noise, shifts)
         found.fresh_pairs += len(series["0"].after)
-        _count(found, shifts, rule(series), rule({key: _swapped(each) for key, each in series.items()}))
+        _count(found, shifts, rule(series), rule({key: each.mirrored() for key, each in series.items()}))
     return found
 
 
 def _sweep(generator: random.Random, noise: Noise, shifts: Sequence[float]) -> dict[str, Series]:
     """Pairs as the schedule would have measured them."""
-    truths = {str(at): shift for at, shift in enumerate(shifts)}
-    series = {key: Series(_pairs(generator, noise, shift, 8)) for key, shift in truths.items()}
+    draws = {str(at): (noise(generator), math.exp(shift)) for at, shift in enumerate(shifts)}
+    series = {key: _screened(*draw) for key, draw in draws.items()}
     while True:
         wanted = wanted_after(series)
         lacking = [key for key, each in series.items() if len(each.after) < wanted[key]]
         if not lacking:
             return series
         for key in lacking:
-            series[key] = Series(series[key].screen, series[key].after + _pairs(generator, noise, truths[key], 1))
+            old = series[key]
+            series[key] = Series(old.screen, (*old.after, _pair(*draws[key], old.turns)))
 
 
-def _pairs(generator: random.Random, noise: Noise, shift: float, count: int) -> tuple[Pair, ...]:
-    return tuple(_slowed(noise(generator), math.exp(shift)) for _ in range(count))
+def _screened(draw: Callable[[], Turn], factor: float) -> Series:
+    series = Series()
+    while not series.is_screened:
+        series = Series((*series.screen, _pair(draw, factor, series.turns)))
+    return series
 
 
-def _slowed(pair: Pair, factor: float) -> Pair:
-    return Pair(pair.base, Timing(pair.candidate.median_s * factor, pair.candidate.least_s * factor))
+def _pair(draw: Callable[[], Turn], factor: float, turns: int) -> Pair:
+    return Pair(tuple(_slowed(draw(), factor) for _ in range(turns)))
 
 
-def _swapped(series: Series) -> Series:
-    return Series(
-        *(tuple(Pair(pair.candidate, pair.base) for pair in pairs) for pairs in (series.screen, series.after))
-    )
+def _slowed(turn: Turn, factor: float) -> Turn:
+    return Turn(turn.base, Timing(turn.candidate.median_s * factor, turn.candidate.least_s * factor))
 
 
 def _count(found: Simulated, shifts: Sequence[float], said: dict[str, Ruling], mirrored: dict[str, Ruling]) -> None:

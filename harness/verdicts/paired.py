@@ -1,13 +1,17 @@
 """The paired gate's rule: a screen that flags, fresh pairs that confirm, and what may be said of each comparison.
 
-A pair is one launch of the base and one of the candidate, next to each other in time, from two servers of their own. Per pair
-e = log(candidate / base). Everything here is a pure function of the pairs so far, so that stored launches can be judged again.
+A pair is two servers, one of the base and one of the candidate. A turn is one launch from each, next to each other in time.
+Per pair e is the median of log(candidate / base) over its turns. Everything here is a pure function of the pairs so far, so
+that stored launches can be judged again.
 
-*Screen*: 8 pairs; a direction is flagged where the signed rank of e beyond the floor has p <= 0.10.
+*Screen*: 8 pairs of one turn; a direction is flagged where the signed rank of e beyond the floor has p <= 0.10. Where the pairs
+differ too much to tell, the screen is made again: 8 pairs of as many turns as the noise asks for, which alone flag. Launches cost
+less than the servers of a pair, and so every later pair of that comparison has as many.
 *Confirm*: flagged directions alone, decided from fresh pairs alone, Holm over all that are flagged, in two looks that share 1 %.
 At 0.4 % after as many fresh pairs as reach that if all lie beyond the floor: 8 for one flag, 9 for two, 10 for four. At 0.6 %
-after 16, or 24 where the screen was noisy, and more where over 16 are flagged.
-What is not flagged and too wide to be called equal gets 8 more pairs, once: precision alone decides that, never significance.
+after 16, or 24 where the screen that flags was noisy, and more where over 16 are flagged.
+What is not flagged, too wide to be called equal and screened once gets 8 more pairs: precision alone decides that, never
+significance.
 """
 
 from __future__ import annotations
@@ -26,9 +30,11 @@ FLOOR = math.log(1.01)
 SCREEN_PAIRS, SCREEN_LEVEL = 8, 0.10
 FIRST_LOOK_LEVEL = 0.004
 CONFIRM_PAIRS, NOISY_CONFIRM_PAIRS, LAST_LOOK_LEVEL = 16, 24, 0.006
-#: A screen whose 1.4826 MAD is above this asks for the larger number of pairs.
+#: A screen whose 1.4826 MAD is above this is made again; where that is noisy too, it asks for the larger number of pairs.
 NOISY = 0.015
 PRECISION_PAIRS = 8
+#: A pair takes as many turns as would bring its deviation down to this, were they independent; at most so many.
+QUIET, MOST_TURNS = 0.0075, 5
 #: At the last look so many more than the fewest that could be rejected among the flags.
 SPARE_PAIRS = 4
 
@@ -49,8 +55,8 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two launches that are compared with each other."""
+class Turn:
+    """Two launches next to each other in time."""
 
     base: Timing
     candidate: Timing
@@ -59,6 +65,34 @@ class Pair:
     def effect(self) -> float:
         """log(candidate / base)."""
         return math.log(self.candidate.median_s / self.base.median_s)
+
+    def mirrored(self) -> Turn:
+        """The same with the arms exchanged."""
+        return Turn(self.candidate, self.base)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The turns of two servers: at least one."""
+
+    turns: tuple[Turn, ...]
+
+    @property
+    def effect(self) -> float:
+        """The median of its turns': a change of speed between turns leaves it alone, and one within a turn as well."""
+        return statistics.median(turn.effect for turn in self.turns)
+
+    @property
+    def medians_s(self) -> tuple[float, float]:
+        """Seconds of base and candidate: the medians of their launches' medians."""
+        return (
+            statistics.median(turn.base.median_s for turn in self.turns),
+            statistics.median(turn.candidate.median_s for turn in self.turns),
+        )
+
+    def mirrored(self) -> Pair:
+        """The same with the arms exchanged."""
+        return Pair(tuple(turn.mirrored() for turn in self.turns))
 
 
 @dataclass(frozen=True)
@@ -69,21 +103,41 @@ class Series:
     after: tuple[Pair, ...] = ()
 
     @property
+    def pairs_of_screen(self) -> int:
+        """Pairs that the screen takes: known when the first eight are there."""
+        is_noisy = len(self.screen) >= SCREEN_PAIRS and spread(self.screen[:SCREEN_PAIRS]) > NOISY
+        return 2 * SCREEN_PAIRS if is_noisy else SCREEN_PAIRS
+
+    @property
     def is_screened(self) -> bool:
         """Whether the screen is complete."""
-        return len(self.screen) >= SCREEN_PAIRS
+        return len(self.screen) >= self.pairs_of_screen
+
+    @property
+    def screened(self) -> tuple[Pair, ...]:
+        """The eight pairs that flag; none before the screen is complete."""
+        return self.screen[self.pairs_of_screen - SCREEN_PAIRS : self.pairs_of_screen] if self.is_screened else ()
 
     @property
     def flags(self) -> tuple[Direction, ...]:
         """The directions that the screen flags; none before it is complete."""
-        if not self.is_screened:
-            return ()
-        return tuple(each for each in Direction if _p(self.screen, each) <= SCREEN_LEVEL)
+        return tuple(each for each in Direction if self.is_screened and _p(self.screened, each) <= SCREEN_LEVEL)
 
     @property
     def counted(self) -> tuple[Pair, ...]:
         """The pairs that the effect is told from: fresh ones alone where the screen flagged something."""
-        return self.after if self.flags else (*self.screen, *self.after)
+        return self.after if self.flags else (*self.screened, *self.after)
+
+    @property
+    def turns(self) -> int:
+        """Turns of the next pair: one while the noise is not known, then as many as it asks for."""
+        if len(self.screen) < SCREEN_PAIRS:
+            return 1
+        return min(MOST_TURNS, max(1, math.ceil((spread(self.screen[:SCREEN_PAIRS]) / QUIET) ** 2)))
+
+    def mirrored(self) -> Series:
+        """The same with the arms exchanged."""
+        return Series(tuple(each.mirrored() for each in self.screen), tuple(each.mirrored() for each in self.after))
 
 
 @dataclass(frozen=True)
@@ -118,8 +172,9 @@ class Looks:
         """Pairs after the screen that a comparison may ask for, in all."""
         if series.flags:
             least = math.ceil(math.log2(max(1, self.flags) / LAST_LOOK_LEVEL)) + SPARE_PAIRS
-            return max(least, NOISY_CONFIRM_PAIRS if spread(series.screen) > NOISY else CONFIRM_PAIRS)
-        return PRECISION_PAIRS if series.is_screened and _is_wide(effect_of(series.screen)) else 0
+            return max(least, NOISY_CONFIRM_PAIRS if spread(series.screened) > NOISY else CONFIRM_PAIRS)
+        is_screened_once = series.is_screened and series.pairs_of_screen == SCREEN_PAIRS
+        return PRECISION_PAIRS if is_screened_once and _is_wide(effect_of(series.screened)) else 0
 
 
 def wanted_after(series: Mapping[str, Series]) -> dict[str, int]:
@@ -196,7 +251,9 @@ def _ruling(
     key: str, series: Series, looks: Looks, first: frozenset[Hypothesis], last: frozenset[Hypothesis]
 ) -> Ruling:
     if not series.is_screened:
-        return Ruling(Verdict.INCONCLUSIVE, f"{len(series.screen)} of {SCREEN_PAIRS} pairs of the screen were measured")
+        return Ruling(
+            Verdict.INCONCLUSIVE, f"{len(series.screen)} of {series.pairs_of_screen} pairs of the screen were measured"
+        )
     for direction in series.flags:
         if (key, direction) in first:
             return _confirmed(direction, series.after[: looks.first])
@@ -246,8 +303,8 @@ def _confirmed(direction: Direction, pairs: tuple[Pair, ...]) -> Ruling:
 
 def _effect_of_least(pairs: Iterable[Pair]) -> float:
     """log of the fastest sample over the fastest sample."""
-    both = [(pair.base.least_s, pair.candidate.least_s) for pair in pairs]
-    return math.log(min(candidate for _, candidate in both) / min(base for base, _ in both))
+    turns = [turn for pair in pairs for turn in pair.turns]
+    return math.log(min(turn.candidate.least_s for turn in turns) / min(turn.base.least_s for turn in turns))
 
 
 def _p(pairs: Sequence[Pair], direction: Direction) -> float:
