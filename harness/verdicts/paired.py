@@ -21,6 +21,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cached_property
 
 from .judgement import DIFFERENT, Effect, Verdict
 from .signed_rank import FEWEST_FOR_INTERVAL, p_above, shift_of
@@ -77,7 +78,7 @@ class Pair:
 
     turns: tuple[Turn, ...]
 
-    @property
+    @cached_property
     def effect(self) -> float:
         """The median of its turns': a change of speed between turns leaves it alone, and one within a turn as well."""
         return statistics.median(turn.effect for turn in self.turns)
@@ -102,7 +103,7 @@ class Series:
     screen: tuple[Pair, ...] = ()
     after: tuple[Pair, ...] = ()
 
-    @property
+    @cached_property
     def pairs_of_screen(self) -> int:
         """Pairs that the screen takes: known when the first eight are there."""
         is_noisy = len(self.screen) >= SCREEN_PAIRS and spread(self.screen[:SCREEN_PAIRS]) > NOISY
@@ -118,7 +119,7 @@ class Series:
         """The eight pairs that flag; none before the screen is complete."""
         return self.screen[self.pairs_of_screen - SCREEN_PAIRS : self.pairs_of_screen] if self.is_screened else ()
 
-    @property
+    @cached_property
     def flags(self) -> tuple[Direction, ...]:
         """The directions that the screen flags; none before it is complete."""
         return tuple(each for each in Direction if self.is_screened and _p(self.screened, each) <= SCREEN_LEVEL)

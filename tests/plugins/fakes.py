@@ -285,11 +285,11 @@ class MemoisedSlowly(Implementation):
     name = "fake_memoised_slowly"
 
     def prepare(self, problem: AttentionProblem, tensors: Tensors) -> Callable[[], Any]:
-        """A repeated call naps a little, one on changed inputs ten times as long."""
+        """A repeated call naps a little, one on changed inputs forty times as long."""
         inner = honest(problem, tensors)
 
         def slow() -> Any:
-            time.sleep(0.005)
+            time.sleep(0.02)
             return inner()
 
         lookup = memoised(tensors, slow)
