@@ -190,7 +190,7 @@ def test_a_comment_and_an_interrupt(repository: Path, tmp_path: Path, attnbench_
     assert gate.info.candidate.revision == meant
     assert verdicts_of(gate)["chunked"]["verdict"] in ("EQUIVALENT", "INCONCLUSIVE")
     series = Pairs.of(gate.launches()).of_comparison(gate.info.comparisons[0].key)
-    assert len(series.screen) == 8
+    assert len(series.screen) == series.pairs_of_screen
     ends = [event.status for event in gate.events() if isinstance(event, SessionEnded)]
     assert ends == ["interrupted", "finished"]
     assert_apart(gate, repository)
