@@ -19,7 +19,7 @@ class GateProgress:
         self._void = 0
 
     def began(self, cells: int, screen_s: float) -> None:
-        """How much there is to do; a flagged or unclear cell takes as many pairs again, or twice as many."""
+        """How much there is to do; a noisy screen is made again, and a flagged cell takes up to three times its pairs more."""
         minutes = f"{screen_s / 60:.0f} min" if screen_s >= 90 else f"{screen_s:.0f} s"
         self._say(f"{_cells(cells)}; the screen takes about {minutes}, what it leaves open up to four times that")
 

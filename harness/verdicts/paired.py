@@ -80,7 +80,7 @@ class Pair:
 
     @cached_property
     def effect(self) -> float:
-        """The median of its turns': a change of speed between turns leaves it alone, and one within a turn as well."""
+        """The median of its turns': a change of speed between turns leaves it alone; of three or more, one within a turn too."""
         return statistics.median(turn.effect for turn in self.turns)
 
     @property
