@@ -29,8 +29,9 @@ _FEW_ROWS = 16
 MOST_KEYS = 4096
 #: Seconds that one rate is measured for, and calls at least.
 _RATE_S, _CALLS = 0.01, 3
-#: A dtype whose small product takes this many times float32's is no candidate, and not measured further.
-_HOPELESS = 20
+#: A dtype whose small product takes this many times float32's is no candidate, and not measured further: what it saves of
+#: softmax and traffic is less than that.
+_HOPELESS = 4
 #: Products of a pass by what is multiplied: query with keys, weights with values, turned weights with query rows.
 _PRODUCTS: dict[str, dict[str, int]] = {
     "forward": {"scores": 1, "values": 1},

@@ -14,7 +14,7 @@ LARGEST_SCORE = 32.0
 #: The inputs' own dtype must be this much faster than the more accurate float32.
 ADVANTAGE = 1.2
 #: Shapes of the race, small first: a CPU without 16-bit products may take a thousand times longer, and is not asked further.
-_SMALL, _LARGE, _HOPELESS = (64, 64, 64), (512, 64, 512), 100
+_SMALL, _LARGE, _HOPELESS = (64, 64, 64), (512, 64, 512), 8
 #: A shape is timed for so long and so many calls at least: the first calls of a process are ten times slower than the rest.
 _RACE_S, _CALLS = 3e-3, 6
 
