@@ -41,10 +41,14 @@ FAILURES = frozenset({Outcome.INCORRECT, Outcome.IMPLAUSIBLE, Outcome.CRASHED, O
 
 
 class Samples(Record):
-    """Timed repetitions: `times_s[i]` is the i-th sample's time for one call, averaged over `repeats` inner calls."""
+    """Timed repetitions: `times_s[i]` is the i-th sample's time for one call, averaged over `repeats` inner calls.
+
+    Where two launches were measured in turns, `turns` says how many samples each turn has.
+    """
 
     repeats: int
     times_s: tuple[float, ...]
+    turns: tuple[int, ...] = ()
     stop: Literal["precision", "budget"]
     warmup_calls: int
     warmup_s: float
@@ -76,7 +80,10 @@ class Memory(Record):
 
 
 class Counters(Record):
-    """What the operating system did to the launch while it was timed; None where the platform does not show it."""
+    """What the operating system did to the launch while it was timed; None where the platform does not show it.
+
+    `span_s` are the seconds that it was timed for: where launches took turns, its own turns alone.
+    """
 
     span_s: float
     cpu_time_s: float

@@ -14,7 +14,7 @@ from ..harness.gate.proof_records import INJECTED, ProofSweep
 from ..harness.gate.simulation import Noise, Simulated, measured_noise, modelled_noise, simulate
 from ..harness.verdicts.binomial import lower_bound, upper_bound
 from ..harness.verdicts.judgement import Verdict
-from ..harness.verdicts.paired import SCREEN_PAIRS, spread
+from ..harness.verdicts.pair import spread
 from .document import Document
 
 _TOLD = (Verdict.REGRESSED, Verdict.INCONCLUSIVE, Verdict.EQUIVALENT, Verdict.IMPROVED)
@@ -50,7 +50,7 @@ def alarms(sweeps: Iterable[ProofSweep]) -> pd.DataFrame:
              sum(each.is_contaminated for each in judged), cells, f"{_deviation(group):.2%}", f"{void:.0%}",
              f"{statistics.median(each.seconds_by_percent.get(0, each.seconds) for each in group):.0f} s")
         )  # fmt: skip
-    columns = ["machine", "load", "threads", "sweeps with an alarm", "rate", "contaminated", "cells", "a turn's deviation",
+    columns = ["machine", "load", "threads", "sweeps with an alarm", "rate", "contaminated", "cells", "a pair's deviation",
                "void launches", "a sweep alone takes"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
@@ -122,6 +122,6 @@ def _grouped(sweeps: Iterable[ProofSweep]) -> dict[tuple[str, str, int], list[Pr
 
 
 def _deviation(sweeps: Iterable[ProofSweep]) -> float:
-    """The usual standard deviation of a single turn's effect, told from the median absolute deviation, over cells and sweeps."""
-    screens = [kept.series.screen[:SCREEN_PAIRS] for sweep in sweeps for kept in sweep.same.values()]
+    """The usual standard deviation of a pair's effect, told from the median absolute deviation, over cells and sweeps."""
+    screens = [kept.series.screen for sweep in sweeps for kept in sweep.same.values()]
     return statistics.median(map(spread, screens))

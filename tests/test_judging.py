@@ -24,7 +24,7 @@ from attnbench.harness.gate.schedule import arms_in_order, next_pair
 from attnbench.harness.records import Outcome, Samples, SessionEnded
 from attnbench.harness.store import StoreError
 from attnbench.harness.verdicts.judgement import Verdict
-from attnbench.harness.verdicts.paired import Pair, Series, Timing, Turn
+from attnbench.harness.verdicts.pair import Pair, Series
 from attnbench.impls import AttentionProblem
 from attnbench.reports import gate as report
 from attnbench.reports import proof as proof_report
@@ -118,14 +118,23 @@ def effect(of: Comparison, launches: Iterable[GateLaunch]) -> list[float]:
     return [round(math.exp(each.effect), 6) for each in Pairs.of(launches).of_comparison(of.key).screen]
 
 
+def attempt(of: Comparison, number: int, ratio: float, void: str = "") -> list[GateLaunch]:
+    """Both launches of an attempt; `void` is the candidate's."""
+    return [
+        launch(of, "base", 0, 1e-3, attempt=number),
+        launch(of, "candidate", 0, ratio * 1e-3, attempt=number, void=void),
+    ]
+
+
 def test_first_attempt_that_is_not_void_counts() -> None:
-    """Of several attempts the first valid one is the pair's, whatever a later one says; where all are void, the last."""
-    of = comparison()
-    base = launch(of, "base")
-    attempts = [launch(of, "candidate", 0, 1e-3 * (2 + at), attempt=at, void="its threads waited") for at in range(2)]
-    valid = [launch(of, "candidate", 0, 5e-3, attempt=2), launch(of, "candidate", 0, 9e-3, attempt=3)]
-    assert effect(of, [base, *attempts, *valid]) == [5.0]
-    assert effect(of, [*attempts, base]) == [3.0]
+    """Of several attempts the first is the pair's in which neither launch is void; where all are, the last that has both arms."""
+    of, void = comparison(), "its threads waited"
+    attempts = [*attempt(of, 0, 2.0, void), *attempt(of, 1, 3.0, void)]
+    valid = [*attempt(of, 2, 5.0), *attempt(of, 3, 9.0)]
+    assert effect(of, [*attempts, *valid]) == [5.0]
+    assert effect(of, attempts) == [3.0]
+    assert effect(of, [*attempts, *attempt(of, 2, 7.0)[:1]]) == [3.0]
+    assert effect(of, [*attempt(of, 0, 2.0)[:1], *attempt(of, 1, 3.0)[1:]]) == []
 
 
 def test_half_a_pair_does_not_count() -> None:
@@ -136,26 +145,18 @@ def test_half_a_pair_does_not_count() -> None:
     assert effect(of, [launch(of, "base", 0), launch(of, "control", 0)]) == []
 
 
-def test_a_pair_of_several_turns_needs_them_all() -> None:
-    """Its effect is their median; where a turn lacks an arm there is no pair; a void launch is replaced in its turn."""
+def test_launches_in_turns_are_held_against_each_other_turn_by_turn() -> None:
+    """A pair's effect is the median over turns of the ratio of their fastest samples; unequally many turns are no pair."""
     of = comparison()
-    launches = [
-        launch(of, arm, 0, 1e-3 * (factor if arm == "candidate" else 1.0), stage="after", servers=9, turn=turn, turns=3)
-        for turn, factor in enumerate((2.0, 7.0, 3.0))
-        for arm in ("base", "candidate")
-    ]
 
-    def after(some: Iterable[GateLaunch]) -> list[float]:
-        return [round(math.exp(each.effect), 6) for each in Pairs.of(some).of_comparison(of.key).after]
+    def turned(arm: ArmLabel, times_s: tuple[float, ...], turns: tuple[int, ...]) -> GateLaunch:
+        samples = Samples(repeats=1, times_s=times_s, turns=turns, stop="budget", warmup_calls=1, warmup_s=0)
+        return launch(of, arm).model_copy(update={"samples": samples})
 
-    assert after(launches) == [3.0]
-    for lacking in range(6):
-        assert after(launches[:lacking] + launches[lacking + 1 :]) == []
-    void = launch(of, "candidate", 0, 1e-3, stage="after", servers=9, turn=2, turns=3, void="its threads waited")
-    assert after([void, *launches]) == [3.0]
-    anew = [each.model_copy(update={"servers": 10}) for each in launches]
-    assert after([*launches[:3], *anew]) == [3.0]
-    assert after([*launches, *anew[:3]]) == []
+    base = turned("base", (1.0, 9.0, 2.0, 4.0), (2, 1, 1))
+    candidate = turned("candidate", (2.0, 6.0, 9.0, 4.0), (1, 2, 1))
+    assert effect(of, [base, candidate]) == [2.0]
+    assert effect(of, [base, turned("candidate", (2.0, 6.0), (1, 1))]) == []
 
 
 def test_pairs_measured_anew_come_from_one_pair_of_servers() -> None:
@@ -228,34 +229,6 @@ def test_the_screen_comes_first_and_then_what_the_rule_wants() -> None:
                 launches.append(launch(of, arm, step.pair, 1.1e-3 if is_slow else 1e-3, stage=step.stage))
     every, flagged = frozenset({same.key, slower.key, CONTROL}), frozenset({slower.key, CONTROL})
     assert steps == [("screen", at, every) for at in range(8)] + [("after", at, flagged) for at in range(8)]
-
-
-def test_turns_of_a_noisy_comparison_are_spread_over_its_pair() -> None:
-    """One turn of every comparison, then the next; either arm is first in turn; the control and what is quiet take one."""
-    quiet, noisy = comparison(32), comparison(64)
-    launches = [*pairs_of(quiet, 1.1)]
-    for pair, factor in enumerate((1.1, 1.12) * 4):
-        launches += [launch(noisy, "base", pair), launch(noisy, "candidate", pair, 1e-3 * factor)]
-    described = info([quiet, noisy])
-    step = next_pair(described, Pairs.of(launches))
-    assert step is not None
-    assert (step.stage, step.turns) == ("after", {quiet.key: 1, noisy.key: 4, CONTROL: 1})
-    order = [(of.key, turn) for of, turn in step.all_turns()]
-    assert {key for key, turn in order[:3]} == {quiet.key, noisy.key, CONTROL}
-    assert order[3:] == [(noisy.key, turn) for turn in range(1, 4)]
-    first = [arms_in_order(noisy, step.stage, step.pair, described.seed, turn)[0] for turn in range(4)]
-    assert {*zip(first[::2], first[1::2], strict=True)} in ({("base", "candidate")}, {("candidate", "base")})
-
-
-def test_a_noisy_comparison_is_screened_again_alone() -> None:
-    """With the control, before anything is confirmed, in pairs that are numbered on."""
-    quiet, noisy = comparison(32), comparison(64)
-    launches = pairs_of(quiet, 1.1)
-    for pair, factor in enumerate((1.0, 1.2) * 4):
-        launches += [launch(noisy, "base", pair), launch(noisy, "candidate", pair, 1e-3 * factor)]
-    step = next_pair(info([quiet, noisy]), Pairs.of(launches))
-    assert step is not None
-    assert (step.stage, step.pair, step.turns) == ("screen", 8, {noisy.key: 5, CONTROL: 1})
 
 
 def test_a_pair_that_was_cut_off_is_measured_again() -> None:
@@ -468,8 +441,8 @@ def test_annotations_are_empty_where_all_is_well(stored: Callable[..., Gate]) ->
 
 def kept(*effects: float) -> Kept:
     """Eight or more pairs with these effects in turn."""
-    turns = [Turn(Timing(1.2345678e-3, 1.2e-3), Timing(1.2345678e-3 * math.exp(each), 1.2e-3)) for each in effects]
-    return Kept.of(Series(tuple(Pair((each,)) for each in turns[:8]), tuple(Pair((each, each)) for each in turns[8:])))
+    pairs = tuple(Pair(each, each, (1.2345678e-3, 1.2345678e-3 * math.exp(each))) for each in effects)
+    return Kept.of(Series(pairs[:8], pairs[8:]))
 
 
 @pytest.fixture
@@ -492,10 +465,9 @@ def test_a_sweep_comes_back_as_it_was_kept(tmp_path: Path, sweep: ProofSweep) ->
         file = append_sweep(folder, "machine", sweep)
     assert file == folder / "machine.jsonl"
     assert read_sweeps(folder) == [sweep, sweep]
-    assert sweep.same["a"].series.screen[0].turns[0].base == Timing(1.23457e-3, 1.2e-3)
+    assert sweep.same["a"].series.screen[0].medians_s == (1.23457e-3, 1.2358e-3)
     for each in (sweep.same["a"], sweep.injected[5]):
         assert Kept.of(each.series) == each
-    assert {len(pair.turns) for pair in sweep.injected[5].series.after} == {2}
 
 
 def test_a_sweep_is_judged_as_several(sweep: ProofSweep) -> None:

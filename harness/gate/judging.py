@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from ..exit_codes import Exit, of_judgements
 from ..records import FAILURES, Outcome
 from ..verdicts.judgement import Effect, Judgement, Verdict
-from ..verdicts.paired import Pair, contamination, effect_of, rule
+from ..verdicts.pair import Pair
+from ..verdicts.paired import contamination, effect_of, rule
 from .pairs import Pairs
 from .records import CONTROL, ArmLabel, Comparison, GateLaunch
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from ..records import Outcome
-from ..verdicts.paired import Pair, Series, Timing, Turn
+from ..verdicts.pair import Pair, Series
 from .records import CONTROL, ArmLabel, GateLaunch, Stage
 
 _Place = tuple[Stage, int]
-#: The launches of one pair by turn and arm.
-_Chosen = dict[tuple[int, ArmLabel], GateLaunch]
-#: A clock may say zero; a ratio of times needs more.
-_LEAST_S = 1e-12
+#: The launches of one attempt at a pair.
+_Attempt = dict[ArmLabel, GateLaunch]
 
 
 @dataclass
@@ -27,25 +25,24 @@ class Pairs:
 
     @classmethod
     def of(cls, launches: Iterable[GateLaunch]) -> Pairs:
-        """Of the attempts at a launch the first that is not void counts, else the last; part of a pair does not count, nor does
-        one that was measured anew from other servers. A failure ends a comparison once both arms have been asked.
+        """Of the attempts at a pair the first that is not void counts, else the last; part of a pair does not count, nor does one
+        that was measured anew from other servers. A failure ends a comparison once both arms have been asked.
         """
-        chosen: dict[tuple[str, Stage, int], _Chosen] = defaultdict(dict)
+        attempts: dict[tuple[str, Stage, int], dict[int, _Attempt]] = defaultdict(lambda: defaultdict(dict))
         pairs = cls()
         for launch in launches:
-            at = chosen[launch.comparison, launch.stage, launch.pair]
-            if any(each.servers != launch.servers for each in at.values()):
+            at = attempts[launch.comparison, launch.stage, launch.pair]
+            if any(each.servers != launch.servers for attempt in at.values() for each in attempt.values()):
                 at.clear()
-            place = launch.turn, launch.arm
-            if place not in at or at[place].void:
-                at[place] = launch
+            at[launch.attempt][launch.arm] = launch
         found: dict[str, dict[_Place, Pair]] = defaultdict(dict)
-        for (key, stage, number), at in chosen.items():
-            if len({arm for _, arm in at}) > 1 or any(launch.ends for launch in at.values()):
-                for (_, arm), launch in at.items():
+        for (key, stage, number), at in attempts.items():
+            chosen = _chosen(list(at.values()))
+            if len(chosen) > 1 or any(launch.ends for launch in chosen.values()):
+                for arm, launch in chosen.items():
                     if launch.outcome is not Outcome.OK:
                         pairs.ends.setdefault(key, {}).setdefault(arm, launch)
-            pair = _pair(at, "control" if key == CONTROL else "candidate")
+            pair = _pair(chosen, "control" if key == CONTROL else "candidate")
             if pair is not None:
                 found[key][stage, number] = pair
         pairs.series = {key: _series(each) for key, each in found.items()}
@@ -62,24 +59,25 @@ class Pairs:
         return (*series.screen, *series.after)
 
 
-def timing_of(launch: GateLaunch) -> Timing | None:
-    """What a launch says of time; None where it was not timed."""
-    if launch.outcome is not Outcome.OK or launch.samples is None:
-        return None
-    times = launch.samples.times_s
-    return Timing(max(_LEAST_S, statistics.median(times)), max(_LEAST_S, min(times)))
+def turns_of(launch: GateLaunch | None) -> list[tuple[float, ...]]:
+    """The times of a launch by turn, in seconds; none where it was not timed. One that took no turns has a single one."""
+    if launch is None or launch.outcome is not Outcome.OK or launch.samples is None:
+        return []
+    times = iter(launch.samples.times_s)
+    return [tuple(islice(times, count)) for count in launch.samples.turns or (len(launch.samples.times_s),)]
 
 
-def _pair(launches: _Chosen, other: ArmLabel) -> Pair | None:
-    """None where a launch of it is lacking or was not timed."""
-    turns = []
-    for number in range(next(iter(launches.values())).turns):
-        base, candidate = launches.get((number, "base")), launches.get((number, other))
-        first, second = base and timing_of(base), candidate and timing_of(candidate)
-        if not first or not second:
-            return None
-        turns.append(Turn(first, second))
-    return Pair(tuple(turns))
+def _chosen(attempts: list[_Attempt]) -> _Attempt:
+    """The first that is whole and valid, else the last that is whole, else the last."""
+    whole = [each for each in attempts if len(each) > 1]
+    valid = [each for each in whole if not any(launch.void for launch in each.values())]
+    return [*attempts, *whole, *valid[:1]][-1]
+
+
+def _pair(launches: _Attempt, other: ArmLabel) -> Pair | None:
+    """None where a launch of it is lacking or was not timed, or where they did not take turns with each other."""
+    base, candidate = turns_of(launches.get("base")), turns_of(launches.get(other))
+    return Pair.of_turns(base, candidate) if base and len(base) == len(candidate) else None
 
 
 def _series(pairs: dict[_Place, Pair]) -> Series:

@@ -19,23 +19,18 @@ class GateProgress:
         self._void = 0
 
     def began(self, cells: int, screen_s: float) -> None:
-        """How much there is to do; a noisy screen is made again, and a flagged cell takes up to three times its pairs more."""
+        """How much there is to do; a flagged cell takes up to three times its pairs more."""
         minutes = f"{screen_s / 60:.0f} min" if screen_s >= 90 else f"{screen_s:.0f} s"
-        self._say(f"{_cells(cells)}; the screen takes about {minutes}, what it leaves open up to four times that")
+        self._say(f"{_cells(cells)}; the screen takes about {minutes}, what it leaves open up to three times that")
 
     def pairing(self, step: Next) -> None:
         """A pair of servers is about to start."""
         count = sum(each.key != CONTROL for each in step.comparisons)
+        place = f"screen: pair {step.pair + 1} of {SCREEN_PAIRS}"
         if step.stage == "after":
             place = f"after the screen: pair {step.pair + 1}"
-        elif step.pair < SCREEN_PAIRS:
-            place = f"screen: pair {step.pair + 1} of {SCREEN_PAIRS}"
-        else:
-            place = f"screen again, of what is noisy: pair {step.pair + 1 - SCREEN_PAIRS} of {SCREEN_PAIRS}"
-        most = max(step.turns.values())
-        turns = f", up to {most} turns" if most > 1 else ""
         void = f", {self._void} void launches repeated" if self._void else ""
-        self._say(f"{place}, {_cells(count)}{turns}, {time.monotonic() - self._begin:.0f} s{void}")
+        self._say(f"{place}, {_cells(count)}, {time.monotonic() - self._begin:.0f} s{void}")
 
     def launched(self, launch: GateLaunch) -> None:
         """Only what went wrong is worth a line."""

@@ -21,7 +21,7 @@ from ..plan import Plan, make_plan
 from ..run.journal import now
 from ..run.machine import Machine
 from ..verdicts.judgement import DIFFERENT, Verdict
-from ..verdicts.paired import contamination, rule, wanted_after
+from ..verdicts.paired import contamination, is_screened, rule, wanted_after
 from .gates import Asked, Ready, create
 from .pairs import Pairs
 from .proof_records import INJECTED, INJECTED_KEY, Kept, Load, ProofSweep, keys_of_families
@@ -138,7 +138,7 @@ def is_whole(sweep: ProofSweep) -> bool:
     """Whether it has every pair that the rule of today asks for; one that was measured by another rule may lack some."""
     families = [sweep.family(percent) for percent in INJECTED]
     return all(
-        each.is_screened and len(each.after) >= wanted[key]
+        is_screened(each) and len(each.after) >= wanted[key]
         for family in families
         for wanted in (wanted_after(family),)
         for key, each in family.items()

@@ -5,27 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..store import StoreError, append_line, cannot
-from ..verdicts.paired import Pair, Series, Timing, Turn
+from ..verdicts.pair import Pair, Series
 
 #: The injected slowdowns, in percent of work; 0 is the sweep of identical code.
 INJECTED = (0, 3, 5, 10)
 Load = Literal["quiet", "toggling"]
-_PER_TURN = 4
-
-
-def _whole_turns(times: tuple[float, ...]) -> tuple[float, ...]:
-    if not times or len(times) % _PER_TURN:
-        raise ValueError(f"a pair has {_PER_TURN} times for each of its turns; got {len(times)}")
-    return times
-
-
-#: A pair as it is kept: medians and least samples of base and candidate, in seconds, six digits; one turn after another.
-_Times = Annotated[tuple[float, ...], AfterValidator(_whole_turns)]
+#: A pair as it is kept: its effect and its typical effect (logarithms), and the seconds of base and candidate.
+_Numbers = tuple[float, float, float, float]
 
 
 class Kept(BaseModel):
@@ -33,13 +24,13 @@ class Kept(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    screen: tuple[_Times, ...]
-    after: tuple[_Times, ...] = ()
+    screen: tuple[_Numbers, ...]
+    after: tuple[_Numbers, ...] = ()
 
     @classmethod
     def of(cls, series: Series) -> Kept:
         """Keep a series."""
-        return cls(screen=tuple(map(_times, series.screen)), after=tuple(map(_times, series.after)))
+        return cls(screen=tuple(map(_numbers, series.screen)), after=tuple(map(_numbers, series.after)))
 
     @property
     def series(self) -> Series:
@@ -118,18 +109,12 @@ def keys_of_families(keys: Iterable[str], twin: str, injected: Mapping[int, str]
     return (same, *((*(key for key in same if key != twin), key_of) for key_of in injected.values()))
 
 
-def _times(pair: Pair) -> tuple[float, ...]:
-    return tuple(
-        float(f"{value:.6g}")
-        for turn in pair.turns
-        for value in (turn.base.median_s, turn.base.least_s, turn.candidate.median_s, turn.candidate.least_s)
-    )
+def _numbers(pair: Pair) -> _Numbers:
+    """Logarithms to a millionth, times to six digits."""
+    base_s, candidate_s = (float(f"{each:.6g}") for each in pair.medians_s)
+    return round(pair.effect, 6), round(pair.typical, 6), base_s, candidate_s
 
 
-def _pair(times: tuple[float, ...]) -> Pair:
-    return Pair(
-        tuple(
-            Turn(Timing(times[at], times[at + 1]), Timing(times[at + 2], times[at + 3]))
-            for at in range(0, len(times), _PER_TURN)
-        )
-    )
+def _pair(numbers: _Numbers) -> Pair:
+    effect, typical, base_s, candidate_s = numbers
+    return Pair(effect, typical, (base_s, candidate_s))

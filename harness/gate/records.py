@@ -41,15 +41,13 @@ class ArmInfo(Record):
 
 
 class GateLaunch(Measurement):
-    """One forked process of one arm of a pair; a line of `launches.jsonl`. It is number `turn` of the `turns` of its arm."""
+    """One forked process of one arm of a pair; a line of `launches.jsonl`. Both arms have the same attempts."""
 
     schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
     comparison: str
     arm: ArmLabel
     stage: Stage
     pair: int
-    turn: int = 0
-    turns: int = 1
     attempt: int
     servers: int  # counts the pairs of servers of a gate: all launches of a pair have the same
     name: str

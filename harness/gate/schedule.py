@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..verdicts.paired import Series, wanted_after
+from ..verdicts.pair import Series
+from ..verdicts.paired import is_screened, wanted_after
 from .pairs import Pairs
 from .records import CONTROL, ArmLabel, Comparison, GateInfo, Stage
 
 
 @dataclass(frozen=True)
 class Next:
-    """One pair of servers, the comparisons that it measures in this order, and how many turns each of them takes."""
+    """One pair of servers, and the comparisons that it measures in this order."""
 
     stage: Stage
     pair: int
     comparisons: tuple[Comparison, ...]
-    turns: Mapping[str, int]
-
-    def all_turns(self) -> Iterator[tuple[Comparison, int]]:
-        """One turn of every comparison, then the next: what disturbs one turn has passed by another."""
-        for turn in range(max(self.turns.values(), default=0)):
-            yield from ((each, turn) for each in self.comparisons if turn < self.turns[each.key])
 
 
 def next_pair(info: GateInfo, pairs: Pairs) -> Next | None:
@@ -34,7 +29,7 @@ def next_pair(info: GateInfo, pairs: Pairs) -> Next | None:
     comparisons, control, seed = info.comparisons, info.control, info.seed
     alive = [each for each in comparisons if each.key not in pairs.ends]
     series = {each.key: pairs.of_comparison(each.key) for each in alive}
-    unscreened = [each for each in alive if not series[each.key].is_screened]
+    unscreened = [each for each in alive if not is_screened(series[each.key])]
     if unscreened:
         number = min(len(series[each.key].screen) for each in unscreened)
         todo = [each for each in unscreened if len(series[each.key].screen) == number]
@@ -48,14 +43,12 @@ def next_pair(info: GateInfo, pairs: Pairs) -> Next | None:
     return _next("after", number, todo, control, pairs, seed)
 
 
-def arms_in_order(
-    comparison: Comparison, stage: Stage, pair: int, seed: int, turn: int = 0
-) -> tuple[ArmLabel, ArmLabel]:
-    """Base first or last: of two pairs in turn one each, AB BA or BA AB as the seed has it, and so the turns of a pair."""
+def arms_in_order(comparison: Comparison, stage: Stage, pair: int, seed: int) -> tuple[ArmLabel, ArmLabel]:
+    """Base first or last: of two pairs in turn one each, AB BA or BA AB as the seed has it."""
     quad, place = divmod(pair, 2)
     swaps = random.Random(f"{seed}:{comparison.key}:{stage}:{quad}").random() < 0.5
     other: ArmLabel = "control" if comparison.key == CONTROL else "candidate"
-    return (other, "base") if swaps != bool((place + turn) % 2) else ("base", other)
+    return (other, "base") if swaps != bool(place % 2) else ("base", other)
 
 
 def _wanted(families: Sequence[Sequence[str]], series: Mapping[str, Series]) -> dict[str, int]:
@@ -70,5 +63,4 @@ def _wanted(families: Sequence[Sequence[str]], series: Mapping[str, Series]) -> 
 def _next(stage: Stage, number: int, todo: list[Comparison], control: Comparison, pairs: Pairs, seed: int) -> Next:
     shuffled = [*todo, control] if CONTROL not in pairs.ends else list(todo)
     random.Random(f"{seed}:{stage}:{number}").shuffle(shuffled)
-    turns = {each.key: 1 if each.key == CONTROL else pairs.of_comparison(each.key).turns for each in shuffled}
-    return Next(stage, number, tuple(shuffled), turns)
+    return Next(stage, number, tuple(shuffled))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -23,6 +24,7 @@ from ..run.outcomes import measurement_of
 from ..run.preparation import Preparation
 from ..verdicts.paired import SCREEN_PAIRS
 from .benches import Bench, BrokenCandidateError, start_all
+from .meeting import Answer, run_in_turns
 from .pairs import Pairs
 from .records import CONTROL, ArmLabel, Comparison, Gate, GateLaunch
 from .schedule import Next, arms_in_order, next_pair
@@ -66,7 +68,6 @@ class _Place:
     comparison: Comparison
     arm: ArmLabel
     step: Next
-    turn: int = 0
 
     @property
     def cell(self) -> Cell:
@@ -151,7 +152,8 @@ class GateSession:
                 begin = time.perf_counter()
                 servers = start_all(self._benches, stack)
                 self._preparation.journal.split_s["servers"] += time.perf_counter() - begin
-                self._all_turns(step, servers)
+                for comparison in step.comparisons:
+                    self._both_arms(comparison, step, servers)
             except BrokenCandidateError as error:
                 if self._gate.info.is_of_implementations or any(
                     each.arm == "candidate" and each.outcome is Outcome.OK for each in self._launches
@@ -165,62 +167,86 @@ class GateSession:
                 self._event(Notice(at=now(), text=words))
         self._servers += 1
 
-    def _all_turns(self, step: Next, servers: Mapping[ArmLabel, Executor]) -> None:
-        """Errors: `ServerError`."""
-        failed: set[str] = set()
-        for comparison, turn in step.all_turns():
-            if comparison.key not in failed and not self._turn(comparison, step, turn, servers):
-                failed.add(comparison.key)
+    def _both_arms(self, comparison: Comparison, step: Next, servers: Mapping[ArmLabel, Executor]) -> None:
+        """Both launches in turns, again while one of them is void. Errors: `ServerError`."""
+        arms = arms_in_order(comparison, step.stage, step.pair, self._gate.info.seed)
+        places = [_Place(comparison, arm, step) for arm in arms]
+        for attempt in range(MOST_REPEATS + 1):
+            begin = time.perf_counter()
+            measurements = self._measure(places, servers, self._processors(step.pair // 2 + attempt))
+            wall_s = time.perf_counter() - begin
+            launches = [
+                self._store(measurement, place, attempt, wall_s / len(places))
+                for place, measurement in zip(places, measurements, strict=True)
+            ]
+            self._split(launches, wall_s)
+            if any(launch.outcome is not Outcome.OK for launch in launches) or not any(each.void for each in launches):
+                break
 
-    def _turn(self, comparison: Comparison, step: Next, turn: int, servers: Mapping[ArmLabel, Executor]) -> bool:
-        """Whether both arms were measured. Errors: `ServerError`."""
-        is_whole = True
-        for arm in arms_in_order(comparison, step.stage, step.pair, self._gate.info.seed, turn):
-            place = _Place(comparison, arm, step, turn)
-            for attempt in range(MOST_REPEATS + 1):
-                begin = time.perf_counter()
-                measurement = self._measure(place, servers[arm])
-                launch = self._store(measurement, place, attempt, time.perf_counter() - begin)
-                if not launch.void:
-                    break
-            is_whole &= launch.outcome is Outcome.OK
-        return is_whole
+    def _processors(self, number: int) -> tuple[int, ...]:
+        """What both launches keep to: where they have one thread, one processor, another one from pair to pair."""
+        if self._threads > 1 or self._device.kind != "cpu" or not hasattr(os, "sched_getaffinity"):
+            return ()
+        allowed = sorted(os.sched_getaffinity(0))
+        return (allowed[number % len(allowed)],)
 
     def _store(
         self, measurement: Measurement, place: _Place, attempt: int = 0, wall_s: float = 0.0, *, ends: bool = False
     ) -> GateLaunch:
         step, comparison = place.step, place.comparison
         launch = GateLaunch(
-            **dict(measurement), comparison=comparison.key, arm=place.arm, stage=step.stage, pair=step.pair, turn=place.turn,
-            turns=step.turns[comparison.key], attempt=attempt, servers=self._servers, name=place.cell.name, ended_at=now(),
-            wall_s=wall_s, ends=ends,
+            **dict(measurement), comparison=comparison.key, arm=place.arm, stage=step.stage, pair=step.pair, attempt=attempt,
+            servers=self._servers, name=place.cell.name, ended_at=now(), wall_s=wall_s, ends=ends,
         )  # fmt: skip
         self._gate.append(launch)
         self._launches.append(launch)
-        split, phases = self._preparation.journal.split_s, launch.phases
-        split["prepare"] += phases.inputs_s + phases.prepare_s
-        split["check"] += phases.check_s
-        split["timing"] += phases.timing_s
         self._watcher.launched(launch)
         return launch
 
-    def _measure(self, place: _Place, server: Executor) -> Measurement:
+    def _split(self, launches: Sequence[GateLaunch], wall_s: float) -> None:
+        """What is neither preparing nor checking is timing: the arms work in turn."""
+        split = self._preparation.journal.split_s
+        prepare_s = sum(launch.phases.inputs_s + launch.phases.prepare_s for launch in launches)
+        check_s = sum(launch.phases.check_s for launch in launches)
+        split["prepare"] += prepare_s
+        split["check"] += check_s
+        split["timing"] += max(0.0, wall_s - prepare_s - check_s)
+
+    def _measure(
+        self, places: Sequence[_Place], servers: Mapping[ArmLabel, Executor], processors: tuple[int, ...]
+    ) -> list[Measurement]:
         """Errors: `ServerError`; where two servers in turn fail with this comparison, it crashed."""
-        cell, who = place.cell, (place.comparison.key, place.arm)
-        failure = self._preparation.failure(cell.problem)
-        if failure:
-            return Measurement(outcome=Outcome.ERROR, detail=f"the oracle has no truth for this problem: {failure}")
-        deadline_s = self._protocol.timeout_s + 10 * cost_of(cell, self._device, self._protocol).seconds_per_launch
-        try:
-            reply = server.run(self._task(place), deadline_s)
-        except ServerError as error:
-            self._failures[who] += 1
-            if self._failures[who] > 1:
-                words = f"two servers in turn failed while they ran it: {error}"
-                self._store(_crashed(words), place, ends=True)
-            raise
-        del self._failures[who]
-        return self._preparation.refuse_impossible(cell, measurement_of(reply, deadline_s))
+        failures = [self._preparation.failure(place.cell.problem) for place in places]
+        if any(failures):
+            words = f"the oracle has no truth for this problem: {'; '.join(filter(None, failures))}"
+            return [Measurement(outcome=Outcome.ERROR, detail=words)] * len(places)
+        first, second = places
+        work_s = sum(cost_of(place.cell, self._device, self._protocol).seconds_per_launch for place in places)
+        deadline_s = self._protocol.timeout_s + 10 * work_s
+        answers = run_in_turns(
+            (servers[first.arm], servers[second.arm]), (self._task(first), self._task(second)), processors, deadline_s
+        )
+        for place, answer in zip(places, answers, strict=True):
+            self._count_failures(place, answer)
+        broken = [answer for answer in answers if isinstance(answer, ServerError)]
+        if broken:
+            raise broken[0]
+        return [
+            self._preparation.refuse_impossible(place.cell, measurement_of(answer, deadline_s))
+            for place, answer in zip(places, answers, strict=True)
+            if not isinstance(answer, ServerError)
+        ]
+
+    def _count_failures(self, place: _Place, answer: Answer) -> None:
+        """A server that fails twice in turn with one comparison: that arm crashes it."""
+        who = (place.comparison.key, place.arm)
+        if not isinstance(answer, ServerError):
+            del self._failures[who]
+            return
+        self._failures[who] += 1
+        if self._failures[who] > 1:
+            words = f"two servers in turn failed while they ran it: {answer}"
+            self._store(_crashed(words), place, ends=True)
 
     def _task(self, place: _Place) -> CellTask:
         bench, protocol, cell = self._benches[place.arm], self._protocol, place.cell

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import math
 import random
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..verdicts.judgement import Verdict
-from ..verdicts.paired import Pair, Ruling, Series, Timing, Turn, rule, wanted_after
+from ..verdicts.pair import Pair, Series
+from ..verdicts.paired import SCREEN_PAIRS, Ruling, rule, wanted_after
 from .proof_records import ProofSweep
 
 CELLS = 8
-#: Two speed states 15 % apart, and how many pairs straddle a change; a quiet launch's deviation; degrees of freedom of the tails.
+#: Two speed states 15 % apart, and how many pairs straddle a change; a quiet arm's deviation; degrees of freedom of the tails.
 _STATES, _STRADDLING, _DEVIATION, _FREEDOM = (1.0, 1.15), 0.05, 0.0065, 3
 _MIRRORED = {Verdict.REGRESSED: Verdict.IMPROVED, Verdict.IMPROVED: Verdict.REGRESSED}
 
-#: For one comparison of identical code, what draws its turns: some are noisier than others.
-Noise = Callable[[random.Random], Callable[[], Turn]]
+#: For one comparison of identical code, what draws its pairs: some are noisier than others.
+Noise = Callable[[random.Random], Callable[[], Pair]]
 
 
 @dataclass
@@ -40,50 +40,40 @@ class Simulated:
 
 
 def measured_noise(sweeps: Iterable[ProofSweep]) -> Noise | None:
-    """For each comparison the turns of one that was measured, in either order with equal chance; None where there are none."""
+    """For each comparison the pairs of one that was measured, in either order with equal chance; None where there are none."""
     measured = [
-        [_relative(turn, unit_s) for pair in (*series.screen, *series.after) for turn in pair.turns]
-        for series in (kept.series for sweep in sweeps for kept in sweep.same.values())
-        for unit_s in (statistics.median(each.medians_s[0] for each in series.screen),)
+        (*series.screen, *series.after) for series in (kept.series for sweep in sweeps for kept in sweep.same.values())
     ]
 
-    def comparison(generator: random.Random) -> Callable[[], Turn]:
-        turns = generator.choice(measured)
+    def comparison(generator: random.Random) -> Callable[[], Pair]:
+        pairs = generator.choice(measured)
 
-        def draw() -> Turn:
-            turn = generator.choice(turns)
-            return turn if generator.random() < 0.5 else turn.mirrored()
+        def draw() -> Pair:
+            pair = generator.choice(pairs)
+            return pair if generator.random() < 0.5 else pair.mirrored()
 
         return draw
 
     return comparison if measured else None
 
 
-def modelled_noise(generator: random.Random) -> Callable[[], Turn]:
-    """Launches with heavy tails in two speed states, some turns of which straddle a change."""
+def modelled_noise(generator: random.Random) -> Callable[[], Pair]:
+    """Pairs of a single turn: each arm with heavy tails in one of two speed states, and some straddle a change."""
 
-    def draw() -> Turn:
+    def draw() -> Pair:
         state = generator.choice(_STATES)
         other = sum(_STATES) - state if generator.random() < _STRADDLING else state
-        return Turn(_launch(generator, state), _launch(generator, other))
+        base_s, candidate_s = state * _tail(generator), other * _tail(generator)
+        effect = math.log(candidate_s / base_s)
+        return Pair(effect, effect, (base_s, candidate_s))
 
     return draw
 
 
-def _launch(generator: random.Random, state: float) -> Timing:
-    """Its fastest sample hardly varies; its median does."""
+def _tail(generator: random.Random) -> float:
+    """Of Student's distribution."""
     chi = sum(generator.gauss(0, 1) ** 2 for _ in range(_FREEDOM)) / _FREEDOM
-    median = state * math.exp(_DEVIATION * generator.gauss(0, 1) / math.sqrt(chi))
-    return Timing(median, min(median, 0.99 * state))
-
-
-def _relative(turn: Turn, unit_s: float) -> Turn:
-    """In units of the comparison's own time, so that turns of several cells can be drawn together."""
-    base, candidate = turn.base, turn.candidate
-    return Turn(
-        Timing(base.median_s / unit_s, base.least_s / unit_s),
-        Timing(candidate.median_s / unit_s, candidate.least_s / unit_s),
-    )
+    return math.exp(_DEVIATION * generator.gauss(0, 1) / math.sqrt(chi))
 
 
 def simulate(noise: Noise, sweeps: int, slower: float = 0.0, seed: int = 0) -> Simulated:
@@ -100,8 +90,8 @@ def simulate(noise: Noise, sweeps: int, slower: float = 0.0, seed: int = 0) -> S
 
 def _sweep(generator: random.Random, noise: Noise, shifts: Sequence[float]) -> dict[str, Series]:
     """Pairs as the schedule would have measured them."""
-    draws = {str(at): (noise(generator), math.exp(shift)) for at, shift in enumerate(shifts)}
-    series = {key: _screened(*draw) for key, draw in draws.items()}
+    draws = {str(at): (noise(generator), shift) for at, shift in enumerate(shifts)}
+    series = {key: Series(tuple(_pair(*draw) for _ in range(SCREEN_PAIRS))) for key, draw in draws.items()}
     while True:
         wanted = wanted_after(series)
         lacking = [key for key, each in series.items() if len(each.after) < wanted[key]]
@@ -109,22 +99,13 @@ def _sweep(generator: random.Random, noise: Noise, shifts: Sequence[float]) -> d
             return series
         for key in lacking:
             old = series[key]
-            series[key] = Series(old.screen, (*old.after, _pair(*draws[key], old.turns)))
+            series[key] = Series(old.screen, (*old.after, _pair(*draws[key])))
 
 
-def _screened(draw: Callable[[], Turn], factor: float) -> Series:
-    series = Series()
-    while not series.is_screened:
-        series = Series((*series.screen, _pair(draw, factor, series.turns)))
-    return series
-
-
-def _pair(draw: Callable[[], Turn], factor: float, turns: int) -> Pair:
-    return Pair(tuple(_slowed(draw(), factor) for _ in range(turns)))
-
-
-def _slowed(turn: Turn, factor: float) -> Turn:
-    return Turn(turn.base, Timing(turn.candidate.median_s * factor, turn.candidate.least_s * factor))
+def _pair(draw: Callable[[], Pair], shift: float) -> Pair:
+    pair = draw()
+    base_s, candidate_s = pair.medians_s
+    return Pair(pair.effect + shift, pair.typical + shift, (base_s, candidate_s * math.exp(shift)))
 
 
 def _count(found: Simulated, shifts: Sequence[float], said: dict[str, Ruling], mirrored: dict[str, Ruling]) -> None:

@@ -17,6 +17,8 @@ except ImportError:  # a platform without it has no counters
 
 #: A launch is void when a thread of it waited in the run queue for more than this share of the timed span.
 QUEUE_SHARE = 0.02
+#: Where launches take turns: of so many turns that were disturbed neither their median nor the fastest samples say anything.
+QUEUE_SHARE_IN_TURNS = 0.2
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ class CounterSpan:
         )
 
 
-def void_reason(counters: Counters) -> str:
+def void_reason(counters: Counters, allowed: float = QUEUE_SHARE) -> str:
     """Why a launch does not count; empty where it does. Fixed beforehand, and blind to the times that were measured."""
     wait, span = counters.run_queue_wait_s, counters.span_s
-    if wait is not None and span > 0 and wait > QUEUE_SHARE * span:
-        return f"a thread waited in the run queue for {wait / span:.1%} of the timed span (allowed {QUEUE_SHARE:.0%})"
+    if wait is not None and span > 0 and wait > allowed * span:
+        return f"a thread waited in the run queue for {wait / span:.1%} of the timed span (allowed {allowed:.0%})"
     if counters.throttled_s:
         return f"the control group was throttled for {counters.throttled_s:.3g} s"
     return ""

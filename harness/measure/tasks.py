@@ -31,11 +31,25 @@ class Bounds(BaseModel):
     factor: str
 
 
+class Turns(BaseModel):
+    """Two workers work in turn: named pipes to hear from the other and to tell it, and who is first.
+
+    While they measure both keep to the same `processors`; none: all that they may use.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inbox: str
+    outbox: str
+    is_first: bool
+    processors: tuple[int, ...] = ()
+
+
 class CellTask(_Task):
     """Check, time and weigh one cell.
 
-    A gate's arm has `bounds`. Its proof injects a slowdown by work: for each `work_unit` calls that are counted, `extra_calls`
-    more are made.
+    A gate's arm has `bounds`, and takes `turns` with the other. Its proof injects a slowdown by work: for each `work_unit` calls
+    that are counted, `extra_calls` more are made.
     """
 
     task: Literal["cell"] = "cell"
@@ -50,6 +64,7 @@ class CellTask(_Task):
     name_kernels: bool = False
     measure_kernels: bool = False
     bounds: Bounds | None = None
+    turns: Turns | None = None
     work_unit: int = 1
     extra_calls: int = 0
 

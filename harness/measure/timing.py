@@ -6,7 +6,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -91,9 +91,9 @@ class Work:
 
 def sample(region: Region, clock: Clock, budget: Budget, work: Work = Work()) -> Samples:
     """Find the inner repeats, warm up, and take samples until they are precise enough or the budget ends."""
-    with _no_garbage_collection():
+    with no_garbage_collection():
         begin = time.perf_counter()
-        repeats, warm_calls = _warm_up(region, clock, begin + budget.max_time_s / 4)
+        repeats, warm_calls = warm_up(region, clock, begin + budget.max_time_s / 4)
         warm_s = time.perf_counter() - begin
         repeats = work.counted(repeats)
         spans, stop = _take(region, clock, work.made(repeats), budget)
@@ -113,19 +113,24 @@ def sample(region: Region, clock: Clock, budget: Budget, work: Work = Work()) ->
 
 def half_width(times: list[float]) -> float:
     """Half of the median's 95 % interval by order statistics, relative to the median; infinite for fewer than six."""
-    count = len(times)
+    low, high = median_interval(times)
+    middle = sorted(times)[len(times) // 2]
+    return (high - low) / 2 / middle if middle > 0 else math.inf
+
+
+def median_interval(values: Iterable[float]) -> tuple[float, float]:
+    """The median's 95 % interval by order statistics; all numbers for fewer than six values."""
+    ordered = sorted(values)
+    count = len(ordered)
     if count < FEWEST_FOR_INTERVAL:
-        return math.inf
-    ordered = sorted(times)
+        return -math.inf, math.inf
     # The normal approximation of the binomial: ranks n/2 -+ 1.96 sqrt(n)/2 (Conover, Practical Nonparametric Statistics).
     low = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
-    high = min(count - 1, count - 1 - low)
-    middle = ordered[count // 2]
-    return (ordered[high] - ordered[low]) / 2 / middle if middle > 0 else math.inf
+    return ordered[low], ordered[count - 1 - low]
 
 
-def _warm_up(region: Region, clock: Clock, deadline: float) -> tuple[int, int]:
-    """Find the inner repeats and run until two samples agree: repeats, and calls made.
+def warm_up(region: Region, clock: Clock, deadline: float) -> tuple[int, int]:
+    """Find the inner repeats and run until two samples agree, or a time of `perf_counter`: repeats, and calls made.
 
     A warm region may be faster than a cold one, so that a sample which has become too short asks for more repeats.
     """
@@ -174,7 +179,8 @@ def _take(
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """What is garbage now is collected; what becomes it inside is left."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

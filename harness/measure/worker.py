@@ -18,6 +18,7 @@ from ..cell import Conditions
 from ..environment import find_device
 from ..records import Measurement, Outcome, Phases, Samples
 from . import ceilings, composite, counters, memory, noise, process, proof
+from .baton import Baton
 from .check import check, check_follows
 from .conformance import run_case
 from .cuda import CudaClock, GraphReplay, NvmlWatch
@@ -42,6 +43,7 @@ from .tasks import (
     TruthTask,
 )
 from .timing import Budget, Clock, CpuClock, Work, sample
+from .turns import keep_to, sample_in_turns
 
 #: Added to a problem's seed: the inputs that the output must follow before the timing, and after it.
 _SECOND, _THIRD = 1, 2
@@ -71,8 +73,11 @@ def perform(task: Task) -> str:
 
 def measure_cell(task: CellTask) -> Measurement:
     """Supports, inputs, prepare, check, time, memory. Whatever is raised becomes an outcome with its reason."""
+    baton = Baton(task.turns) if task.turns else None
+    if baton and not baton.is_first:
+        baton.wait()
     _fix_process(task.cell.conditions, task.threads)
-    draft = _Draft(task)
+    draft = _Draft(task, baton)
     try:
         draft.measure()
     except Exception as error:  # noqa: BLE001 - the worker's edge: whatever an implementation raises is its outcome
@@ -127,6 +132,7 @@ class _Draft:
     """A measurement while it is made; what was reached before a failure is kept."""
 
     task: CellTask
+    baton: Baton | None = None
     fields: dict[str, object] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
     outcome: Outcome = Outcome.OK
@@ -255,21 +261,36 @@ class _Draft:
         with self._phase("timing_s"):
             if watch:
                 watch.read("before")
+            if self.baton and self.baton.is_first:
+                self.baton.hand_over()
+                self.baton.wait()
             span = counters.CounterSpan()
-            self.fields["samples"] = sample(
-                region,
-                clock,
-                Budget(self.task.min_time_s, self.task.max_time_s, self.task.precision),
-                Work(self.task.work_unit, self.task.extra_calls),
-            )
+            samples = self._samples(region, clock)
             counted = span.end()
+            allowed = counters.QUEUE_SHARE
+            if samples.turns:
+                allowed = counters.QUEUE_SHARE_IN_TURNS
+                own_s = samples.warmup_s + samples.repeats * sum(samples.times_s)
+                counted = counted.model_copy(update={"span_s": own_s})
+            self.fields["samples"] = samples
             if watch:
                 watch.read("after")
                 counted = counted.model_copy(update={"gpu": watch.readings})
         self.fields |= {"counters": counted}
-        self.fields["void"] = counters.void_reason(counted) or (watch.void_reason() if watch else "")
+        self.fields["void"] = counters.void_reason(counted, allowed) or (watch.void_reason() if watch else "")
         with self._phase("check_s"):
             return not isinstance(clock, CudaClock) or self._names_kernels(clock, region)
+
+    def _samples(self, region: Region, clock: Clock) -> Samples:
+        """In turns with the other arm, until it is gone."""
+        task = self.task
+        budget = Budget(task.min_time_s, task.max_time_s, task.precision)
+        work = Work(task.work_unit, task.extra_calls)
+        if self.baton is None or self.baton.is_alone:
+            return sample(region, clock, budget, work)
+        assert task.turns
+        keep_to(task.turns.processors)
+        return sample_in_turns(region, clock, budget, work, self.baton)
 
     def _names_kernels(self, clock: CudaClock, region: Region) -> bool:
         """What a pass launches, by name and, where that is asked, in seconds."""

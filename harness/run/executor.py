@@ -25,6 +25,10 @@ class Executor(Protocol):
         """How the task's worker ended. Errors: `ServerError`."""
         ...
 
+    def kill(self) -> None:
+        """End whatever runs, at once; a task that is under way ends in `ServerError`."""
+        ...
+
     def close(self) -> None:
         """End, with everything that was started."""
         ...

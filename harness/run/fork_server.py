@@ -80,11 +80,12 @@ class ForkServer:
         try:
             process.wait(timeout=2)
         except subprocess.TimeoutExpired:
-            self._kill()
+            self.kill()
             process.wait()
         self._log.close()
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """End the server at once, and its worker with it."""
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
@@ -97,7 +98,7 @@ class ForkServer:
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-                self._kill()
+                self.kill()
                 raise ServerError(f"a fork server did not answer within {timeout_s:.0f} s")
             chunk = os.read(descriptor, 65536)
             if not chunk:
@@ -110,7 +111,7 @@ class ForkServer:
         try:
             end = f"ended with code {self._process.wait(timeout=5)}"
         except subprocess.TimeoutExpired:
-            self._kill()
+            self.kill()
             end = "closed its end of the pipe and did not end"
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()

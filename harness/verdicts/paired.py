@@ -1,29 +1,25 @@
 """The paired gate's rule: a screen that flags, fresh pairs that confirm, and what may be said of each comparison.
 
-A pair is two servers, one of the base and one of the candidate. A turn is one launch from each, next to each other in time.
-Per pair e is the median of log(candidate / base) over its turns. Everything here is a pure function of the pairs so far, so
-that stored launches can be judged again.
+A pair is two servers, one of the base and one of the candidate, whose launches of a comparison are measured in turns. Everything
+here is a pure function of the pairs so far, so that stored launches can be judged again.
 
-*Screen*: 8 pairs of one turn; a direction is flagged where the signed rank of e beyond the floor has p <= 0.10. Where the pairs
-differ too much to tell, the screen is made again: 8 pairs of as many turns as the noise asks for, which alone flag. Launches cost
-less than the servers of a pair, and so every later pair of that comparison has as many.
+*Screen*: 8 pairs; a direction is flagged where the signed rank of the effect beyond the floor has p <= 0.10.
 *Confirm*: flagged directions alone, decided from fresh pairs alone, Holm over all that are flagged, in two looks that share 1 %.
 At 0.4 % after as many fresh pairs as reach that if all lie beyond the floor: 8 for one flag, 9 for two, 10 for four. At 0.6 %
-after 16, or 24 where the screen that flags was noisy, and more where over 16 are flagged.
-What is not flagged, too wide to be called equal and screened once gets 8 more pairs: precision alone decides that, never
-significance.
+after 16, or 24 where the screen was noisy, and more where over 16 are flagged.
+What is not flagged and too wide to be called equal gets 8 more pairs, once: precision alone decides that, never significance.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import cached_property
 
 from .judgement import DIFFERENT, Effect, Verdict
+from .pair import Pair, Series, spread
 from .signed_rank import FEWEST_FOR_INTERVAL, p_above, shift_of
 
 #: Nothing below 1 % is called a difference, and nothing that may be 1 % is called equal.
@@ -31,11 +27,9 @@ FLOOR = math.log(1.01)
 SCREEN_PAIRS, SCREEN_LEVEL = 8, 0.10
 FIRST_LOOK_LEVEL = 0.004
 CONFIRM_PAIRS, NOISY_CONFIRM_PAIRS, LAST_LOOK_LEVEL = 16, 24, 0.006
-#: A screen whose 1.4826 MAD is above this is made again; where that is noisy too, it asks for the larger number of pairs.
+#: A screen whose 1.4826 MAD is above this asks for the larger number of fresh pairs.
 NOISY = 0.015
 PRECISION_PAIRS = 8
-#: A pair takes as many turns as would bring its deviation down to this, were they independent; at most so many.
-QUIET, MOST_TURNS = 0.0075, 5
 #: At the last look so many more than the fewest that could be rejected among the flags.
 SPARE_PAIRS = 4
 
@@ -45,100 +39,6 @@ class Direction(IntEnum):
 
     SLOWER = 1
     FASTER = -1
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One launch: the median and the least of its samples, in seconds."""
-
-    median_s: float
-    least_s: float
-
-
-@dataclass(frozen=True)
-class Turn:
-    """Two launches next to each other in time."""
-
-    base: Timing
-    candidate: Timing
-
-    @property
-    def effect(self) -> float:
-        """log(candidate / base)."""
-        return math.log(self.candidate.median_s / self.base.median_s)
-
-    def mirrored(self) -> Turn:
-        """The same with the arms exchanged."""
-        return Turn(self.candidate, self.base)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The turns of two servers: at least one."""
-
-    turns: tuple[Turn, ...]
-
-    @cached_property
-    def effect(self) -> float:
-        """The median of its turns': a change of speed between turns leaves it alone; of three or more, one within a turn too."""
-        return statistics.median(turn.effect for turn in self.turns)
-
-    @property
-    def medians_s(self) -> tuple[float, float]:
-        """Seconds of base and candidate: the medians of their launches' medians."""
-        return (
-            statistics.median(turn.base.median_s for turn in self.turns),
-            statistics.median(turn.candidate.median_s for turn in self.turns),
-        )
-
-    def mirrored(self) -> Pair:
-        """The same with the arms exchanged."""
-        return Pair(tuple(turn.mirrored() for turn in self.turns))
-
-
-@dataclass(frozen=True)
-class Series:
-    """The pairs of one comparison in the order they were measured: of the screen, and after it."""
-
-    screen: tuple[Pair, ...] = ()
-    after: tuple[Pair, ...] = ()
-
-    @cached_property
-    def pairs_of_screen(self) -> int:
-        """Pairs that the screen takes: known when the first eight are there."""
-        is_noisy = len(self.screen) >= SCREEN_PAIRS and spread(self.screen[:SCREEN_PAIRS]) > NOISY
-        return 2 * SCREEN_PAIRS if is_noisy else SCREEN_PAIRS
-
-    @property
-    def is_screened(self) -> bool:
-        """Whether the screen is complete."""
-        return len(self.screen) >= self.pairs_of_screen
-
-    @property
-    def screened(self) -> tuple[Pair, ...]:
-        """The eight pairs that flag; none before the screen is complete."""
-        return self.screen[self.pairs_of_screen - SCREEN_PAIRS : self.pairs_of_screen] if self.is_screened else ()
-
-    @cached_property
-    def flags(self) -> tuple[Direction, ...]:
-        """The directions that the screen flags; none before it is complete."""
-        return tuple(each for each in Direction if self.is_screened and _p(self.screened, each) <= SCREEN_LEVEL)
-
-    @property
-    def counted(self) -> tuple[Pair, ...]:
-        """The pairs that the effect is told from: fresh ones alone where the screen flagged something."""
-        return self.after if self.flags else (*self.screened, *self.after)
-
-    @property
-    def turns(self) -> int:
-        """Turns of the next pair: one while the noise is not known, then as many as it asks for."""
-        if len(self.screen) < SCREEN_PAIRS:
-            return 1
-        return min(MOST_TURNS, max(1, math.ceil((spread(self.screen[:SCREEN_PAIRS]) / QUIET) ** 2)))
-
-    def mirrored(self) -> Series:
-        """The same with the arms exchanged."""
-        return Series(tuple(each.mirrored() for each in self.screen), tuple(each.mirrored() for each in self.after))
 
 
 @dataclass(frozen=True)
@@ -171,11 +71,22 @@ class Looks:
 
     def last(self, series: Series) -> int:
         """Pairs after the screen that a comparison may ask for, in all."""
-        if series.flags:
+        if flags_of(series):
             least = math.ceil(math.log2(max(1, self.flags) / LAST_LOOK_LEVEL)) + SPARE_PAIRS
-            return max(least, NOISY_CONFIRM_PAIRS if spread(series.screened) > NOISY else CONFIRM_PAIRS)
-        is_screened_once = series.is_screened and series.pairs_of_screen == SCREEN_PAIRS
-        return PRECISION_PAIRS if is_screened_once and _is_wide(effect_of(series.screened)) else 0
+            return max(least, NOISY_CONFIRM_PAIRS if spread(series.screen) > NOISY else CONFIRM_PAIRS)
+        return PRECISION_PAIRS if is_screened(series) and _is_wide(effect_of(series.screen)) else 0
+
+
+def is_screened(series: Series) -> bool:
+    """Whether the screen is complete."""
+    return len(series.screen) >= SCREEN_PAIRS
+
+
+def flags_of(series: Series) -> tuple[Direction, ...]:
+    """The directions that the screen flags; none before it is complete."""
+    if not is_screened(series):
+        return ()
+    return tuple(each for each in Direction if _p(series.screen, each) <= SCREEN_LEVEL)
 
 
 def wanted_after(series: Mapping[str, Series]) -> dict[str, int]:
@@ -183,8 +94,9 @@ def wanted_after(series: Mapping[str, Series]) -> dict[str, int]:
     looks = _looks(series)
     settled = _first_look(series, looks)
     return {
-        key: looks.first if each.flags and all((key, flag) in settled for flag in each.flags) else looks.last(each)
+        key: looks.first if flags and all((key, flag) in settled for flag in flags) else looks.last(each)
         for key, each in series.items()
+        for flags in (flags_of(each),)
     }
 
 
@@ -201,15 +113,24 @@ def rule(series: Mapping[str, Series], *, is_contaminated: bool = False) -> dict
 
 def contamination(control: Sequence[Pair]) -> Effect | None:
     """The effect between two servers of the base, where it lies beyond the floor: identical code that seems to differ."""
-    effect = effect_of(control)
-    return effect if effect is not None and (effect.low > FLOOR or effect.high < -FLOOR) else None
+    return beyond_floor([pair.effect for pair in control])
 
 
 def effect_of(pairs: Sequence[Pair]) -> Effect | None:
     """Shift and 95 % interval of the pairs; None where they are too few for one."""
-    if len(pairs) < FEWEST_FOR_INTERVAL:
+    return _effect([pair.effect for pair in pairs])
+
+
+def beyond_floor(effects: Sequence[float]) -> Effect | None:
+    """Their shift and interval, where that lies beyond the floor; None where it does not, or they are too few."""
+    effect = _effect(effects)
+    return effect if effect is not None and (effect.low > FLOOR or effect.high < -FLOOR) else None
+
+
+def _effect(effects: Sequence[float]) -> Effect | None:
+    if len(effects) < FEWEST_FOR_INTERVAL:
         return None
-    found = shift_of([pair.effect for pair in pairs])
+    found = shift_of(list(effects))
     return Effect(found.shift, found.low, found.high)
 
 
@@ -245,17 +166,15 @@ def _last_look(series: Mapping[str, Series], looks: Looks, settled: frozenset[Hy
 
 
 def _flagged(series: Mapping[str, Series]) -> list[Hypothesis]:
-    return [(key, flag) for key, each in series.items() for flag in each.flags]
+    return [(key, flag) for key, each in series.items() for flag in flags_of(each)]
 
 
 def _ruling(
     key: str, series: Series, looks: Looks, first: frozenset[Hypothesis], last: frozenset[Hypothesis]
 ) -> Ruling:
-    if not series.is_screened:
-        return Ruling(
-            Verdict.INCONCLUSIVE, f"{len(series.screen)} of {series.pairs_of_screen} pairs of the screen were measured"
-        )
-    for direction in series.flags:
+    if not is_screened(series):
+        return Ruling(Verdict.INCONCLUSIVE, f"{len(series.screen)} of {SCREEN_PAIRS} pairs of the screen were measured")
+    for direction in flags_of(series):
         if (key, direction) in first:
             return _confirmed(direction, series.after[: looks.first])
         if (key, direction) in last:
@@ -277,14 +196,18 @@ def _words_of(count: int) -> str:
 
 def _unconfirmed(series: Series, most: int) -> Ruling:
     """Nothing was confirmed: equal where the interval says so, else inconclusive with the reason."""
-    counted = series.after[:most] if series.flags else series.counted
+    is_flagged = bool(flags_of(series))
+    counted = series.after[:most] if is_flagged else (*series.screen, *series.after)
     effect = effect_of(counted)
     words = f"{_words_of(len(counted))}: {effect}" if effect else _words_of(len(counted))
-    if series.flags and len(series.after) < most:
+    if is_flagged and len(series.after) < most:
         reason = f"flagged by the screen, and {most} fresh pairs were asked for to confirm it"
     elif effect and effect.low > -FLOOR and effect.high < FLOOR:
-        return Ruling(Verdict.EQUIVALENT, f"{words}, within 1 %", effect, counted)
-    elif series.flags:
+        typical = beyond_floor([pair.typical for pair in counted])
+        if typical is None:
+            return Ruling(Verdict.EQUIVALENT, f"{words}, within 1 %", effect, counted)
+        reason = f"yet typical samples are {typical}"
+    elif is_flagged:
         reason = "flagged by the screen, not confirmed by fresh pairs"
     else:
         reason = "not shown to be more than 1 % apart, nor within 1 %"
@@ -295,28 +218,15 @@ def _confirmed(direction: Direction, pairs: tuple[Pair, ...]) -> Ruling:
     effect = effect_of(pairs)
     assert effect is not None
     words = f"{_words_of(len(pairs))}: {effect}"
-    least = _effect_of_least(pairs)
-    if direction * least < 0:
-        turned = Effect(least, least, least)
-        return Ruling(Verdict.INCONCLUSIVE, f"{words}; yet the fastest samples are {turned.words}", effect, pairs)
+    typical = statistics.median(pair.typical for pair in pairs)
+    if direction * typical < 0:
+        turned = Effect(typical, typical, typical)
+        return Ruling(Verdict.INCONCLUSIVE, f"{words}; yet typical samples are {turned.words}", effect, pairs)
     return Ruling(Verdict.REGRESSED if direction is Direction.SLOWER else Verdict.IMPROVED, words, effect, pairs)
-
-
-def _effect_of_least(pairs: Iterable[Pair]) -> float:
-    """log of the fastest sample over the fastest sample."""
-    turns = [turn for pair in pairs for turn in pair.turns]
-    return math.log(min(turn.candidate.least_s for turn in turns) / min(turn.base.least_s for turn in turns))
 
 
 def _p(pairs: Sequence[Pair], direction: Direction) -> float:
     return p_above([direction * pair.effect for pair in pairs], FLOOR)
-
-
-def spread(pairs: Sequence[Pair]) -> float:
-    """1.4826 times the median absolute deviation: the standard deviation, were the effects normal."""
-    effects = [pair.effect for pair in pairs]
-    middle = statistics.median(effects)
-    return 1.4826 * statistics.median(abs(each - middle) for each in effects)
 
 
 def _is_wide(effect: Effect | None) -> bool:
