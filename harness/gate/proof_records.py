@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..store import StoreError, append_line, cannot
 from ..verdicts.pair import Pair, Series
@@ -46,6 +46,7 @@ class ProofSweep(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    schema_version: Literal[2] = Field(alias="schema")  # 1: pairs of whole launches, by an earlier rule
     at: str
     machine: str
     fingerprint: str
@@ -81,7 +82,7 @@ def append_sweep(folder: Path, name: str, sweep: ProofSweep) -> Path:
     file = folder / f"{name}.jsonl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        append_line(file, sweep.model_dump_json(exclude_defaults=True).encode() + b"\n")
+        append_line(file, sweep.model_dump_json(exclude_defaults=True, by_alias=True).encode() + b"\n")
     except OSError as error:
         raise StoreError(cannot("write", file, error)) from error
     return file

@@ -6,7 +6,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -23,7 +22,7 @@ from ..run.journal import now
 from ..run.outcomes import measurement_of
 from ..run.preparation import Preparation
 from ..verdicts.paired import SCREEN_PAIRS
-from .benches import Bench, BrokenCandidateError, start_all
+from .benches import Bench, Benches, BrokenCandidateError
 from .meeting import Answer, run_in_turns
 from .pairs import Pairs
 from .records import CONTROL, ArmLabel, Comparison, Gate, GateLaunch
@@ -81,7 +80,7 @@ class GateSession:
         self, gate: Gate, benches: Mapping[ArmLabel, Bench], protocol: MeasurementProtocol, device: Device, threads: int,
         preparation: Preparation, watcher: Watcher,
     ) -> None:  # fmt: skip
-        self._gate, self._benches, self._protocol = gate, benches, protocol
+        self._gate, self._benches, self._protocol = gate, Benches(benches), protocol
         self._device, self._threads = device, threads
         self._preparation, self._watcher = preparation, watcher
         self._launches = gate.launches()
@@ -101,6 +100,7 @@ class GateSession:
         except NoServerError as error:
             ending = Ending("no server", str(error))
         finally:
+            self._benches.close()
             self._preparation.servers.close()
             self._preparation.clear()
         split = self._preparation.journal.split_s
@@ -129,11 +129,11 @@ class GateSession:
             self._pair(step)
 
     def _estimate(self) -> float:
-        """Seconds of the screen, roughly; both cores start servers, three at once."""
+        """Seconds of the screen, roughly: two servers a pair, started at once."""
         info = self._gate.info
         cells = [cell for each in (*info.comparisons, info.control) for cell in (each.base, each.candidate)]
         launches = sum(cost_of(cell, self._device, self._protocol).seconds_per_launch for cell in cells)
-        return SCREEN_PAIRS * (1.5 * SERVER_S + launches)
+        return SCREEN_PAIRS * (SERVER_S + launches)
 
     def _prepare(self) -> None:
         """The truths and the machine's ceilings, from servers of the caller."""
@@ -147,24 +147,26 @@ class GateSession:
 
     def _pair(self, step: Next) -> None:
         """Where a server fails, what is left of its pair is measured anew; where the candidate's does not start, it failed."""
-        with ExitStack() as stack:
-            try:
-                begin = time.perf_counter()
-                servers = start_all(self._benches, stack)
+        begin = time.perf_counter()
+        forward_only = all(
+            cell.passes == "forward" for each in step.comparisons for cell in (each.base, each.candidate)
+        )
+        try:
+            with self._benches.servers(forward_only=forward_only) as servers:
                 self._preparation.journal.split_s["servers"] += time.perf_counter() - begin
                 for comparison in step.comparisons:
                     self._both_arms(comparison, step, servers)
-            except BrokenCandidateError as error:
-                if self._gate.info.is_of_implementations or any(
-                    each.arm == "candidate" and each.outcome is Outcome.OK for each in self._launches
-                ):
-                    raise NoServerError(str(error)) from error  # its code can be imported: the machine is at fault
-                for comparison in step.comparisons:
-                    if comparison.key != CONTROL:
-                        self._store(_crashed(str(error)), _Place(comparison, "candidate", step), ends=True)
-            except ServerError as error:
-                words = f"{error}; the rest of pair {step.pair} of the {step.stage} stage is measured anew"
-                self._event(Notice(at=now(), text=words))
+        except BrokenCandidateError as error:
+            if self._gate.info.is_of_implementations or any(
+                each.arm == "candidate" and each.outcome is Outcome.OK for each in self._launches
+            ):
+                raise NoServerError(str(error)) from error  # its code can be imported: the machine is at fault
+            for comparison in step.comparisons:
+                if comparison.key != CONTROL:
+                    self._store(_crashed(str(error)), _Place(comparison, "candidate", step), ends=True)
+        except ServerError as error:
+            words = f"{error}; the rest of pair {step.pair} of the {step.stage} stage is measured anew"
+            self._event(Notice(at=now(), text=words))
         self._servers += 1
 
     def _both_arms(self, comparison: Comparison, step: Next, servers: Mapping[ArmLabel, Executor]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import json
 import os
 import select
@@ -20,13 +21,12 @@ from typing import NoReturn
 
 gc.disable()  # what imports leave behind is not worth searching for: that is a fifth of a start
 
-import torch  # noqa: E402 - imported once here, so that no worker has to
-import torch.fx.experimental.symbolic_shapes  # noqa: E402, F401 - torch imports it, and sympy, in a first backward pass: 0.4 s
+import torch  # noqa: E402, F401 - imported once here, so that no worker has to
 from pydantic import TypeAdapter  # noqa: E402
 
 from .. import control_groups  # noqa: E402
 from . import worker  # noqa: E402
-from .tasks import READY, Reply, Task  # noqa: E402
+from .tasks import FORWARD_ONLY, READY, Reply, Task  # noqa: E402
 
 _TASK: TypeAdapter[Task] = TypeAdapter(Task)
 #: What is kept of a worker's own output.
@@ -37,8 +37,12 @@ _FULL_PIPE_READS = 16
 _PR_SET_PDEATHSIG = 1
 
 
-def main() -> None:
+def main(*, forward_only: bool) -> None:
     """Serve until the input ends."""
+    if not forward_only:
+        importlib.import_module(
+            "torch.fx.experimental.symbolic_shapes"
+        )  # and sympy: torch does so in a first backward pass
     requests, replies = _private_pipes()
     # Workers share the pages of what is imported by now, and do not search it.
     gc.freeze()
@@ -250,5 +254,5 @@ def _memory_kills() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    main(forward_only=FORWARD_ONLY in sys.argv[1:])
     os._exit(0)  # nothing is left to be tidied up, and taking torch apart takes a quarter of a second

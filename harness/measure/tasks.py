@@ -12,6 +12,8 @@ from ..records import Ceilings, CompositeLimit, Counters, Outcome
 
 #: The first line of a server: torch is imported, requests may come.
 READY = '{"ready":true}'
+#: The argument of a server that need not be quick at a first backward pass.
+FORWARD_ONLY = "--forward-only"
 
 
 class _Task(BaseModel):

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 
-from ..measure.tasks import READY, Reply, Task
+from ..measure.tasks import FORWARD_ONLY, READY, Reply, Task
 from .executor import ServerError
 
 #: A server that has not answered this long after the worker's deadline is stuck.
@@ -22,12 +22,14 @@ START_S = 180.0
 
 
 class ForkServer:
-    """Starts when made, with this interpreter and environment unless others are given.
+    """Starts when made, with this interpreter and environment unless others are given; sooner where no pass is backward.
 
     Errors: `ServerError` if the interpreter ends or takes too long.
     """
 
-    def __init__(self, python: str = sys.executable, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, python: str = sys.executable, environment: Mapping[str, str] | None = None, *, forward_only: bool = False
+    ) -> None:
         begin = time.perf_counter()
         try:
             self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
@@ -36,7 +38,7 @@ class ForkServer:
         try:
             # -P: the current folder must not stand in for installed modules. A session of its own: Ctrl-C reaches only us.
             self._process = subprocess.Popen(  # noqa: S603 - this interpreter, or the one of an arm that a gate made
-                [python, "-P", "-m", "attnbench.harness.measure.server"],
+                [python, "-P", "-m", "attnbench.harness.measure.server", *[FORWARD_ONLY] * forward_only],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
