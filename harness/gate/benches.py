@@ -1,10 +1,10 @@
-"""The servers of a pair: one of each arm, started at once, and the base's of the pair before."""
+"""The servers of a pair: one of each arm and a second one of the base, started at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,47 +34,11 @@ class BrokenCandidateError(Exception):
     """The candidate's server does not start, and the base's do: its code cannot be imported."""
 
 
-class Benches:
-    """Keeps the base's server for the next pair, in which it is the control: one server less to start."""
+def start_all(benches: Mapping[ArmLabel, Bench], stack: ExitStack, *, forward_only: bool) -> dict[ArmLabel, Executor]:
+    """A server of each bench, closed with the stack. At once, since one that starts keeps a core busy and nothing is timed.
 
-    def __init__(self, benches: Mapping[ArmLabel, Bench]) -> None:
-        self._benches = benches
-        self._older: Executor | None = None
-
-    def __getitem__(self, label: ArmLabel) -> Bench:
-        return self._benches[label]
-
-    @contextmanager
-    def servers(self, *, forward_only: bool) -> Iterator[dict[ArmLabel, Executor]]:
-        """A server of each arm, new but for the control's, which is the base's of the pair before where there is one.
-
-        Errors: `NoServerError`, or `BrokenCandidateError` where the base's servers start.
-        """
-        older, self._older = self._older, None
-        with ExitStack() as closing:
-            if older is not None:
-                closing.callback(older.close)
-            needed = {label: bench for label, bench in self._benches.items() if older is None or label != "control"}
-            servers = _start_all(needed, forward_only=forward_only)
-            for label, server in servers.items():
-                if label != "base":
-                    closing.callback(server.close)
-            try:
-                yield servers if older is None else {**servers, "control": older}
-            except BaseException:
-                servers["base"].close()
-                raise
-            self._older = servers["base"]
-
-    def close(self) -> None:
-        """Close what was kept."""
-        if self._older is not None:
-            self._older.close()
-            self._older = None
-
-
-def _start_all(benches: Mapping[ArmLabel, Bench], *, forward_only: bool) -> dict[ArmLabel, Executor]:
-    """At once, since one that starts keeps a core busy and nothing is timed. All or none."""
+    Errors: `NoServerError`, or `BrokenCandidateError` where the base's servers start.
+    """
     with ThreadPoolExecutor(len(benches)) as pool:
         futures = {label: pool.submit(_start, bench, forward_only) for label, bench in benches.items()}
     servers: dict[ArmLabel, Executor] = {}
@@ -82,15 +46,14 @@ def _start_all(benches: Mapping[ArmLabel, Bench], *, forward_only: bool) -> dict
     for label, future in futures.items():
         try:
             servers[label] = future.result()
+            stack.callback(servers[label].close)
         except ServerError as error:
             failures[label] = error
-    if not failures:
-        return servers
-    for server in servers.values():
-        server.close()
     if failures.keys() == {"candidate"}:
         raise BrokenCandidateError(f"its server does not start: {failures['candidate']}")
-    raise NoServerError("; ".join(f"{label}: {error}" for label, error in failures.items()))
+    if failures:
+        raise NoServerError("; ".join(f"{label}: {error}" for label, error in failures.items()))
+    return servers
 
 
 def _start(bench: Bench, forward_only: bool) -> Executor:

@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -22,7 +23,7 @@ from ..run.journal import now
 from ..run.outcomes import measurement_of
 from ..run.preparation import Preparation
 from ..verdicts.paired import SCREEN_PAIRS
-from .benches import Bench, Benches, BrokenCandidateError
+from .benches import Bench, BrokenCandidateError, start_all
 from .meeting import Answer, run_in_turns
 from .pairs import Pairs
 from .records import CONTROL, ArmLabel, Comparison, Gate, GateLaunch
@@ -80,7 +81,7 @@ class GateSession:
         self, gate: Gate, benches: Mapping[ArmLabel, Bench], protocol: MeasurementProtocol, device: Device, threads: int,
         preparation: Preparation, watcher: Watcher,
     ) -> None:  # fmt: skip
-        self._gate, self._benches, self._protocol = gate, Benches(benches), protocol
+        self._gate, self._benches, self._protocol = gate, benches, protocol
         self._device, self._threads = device, threads
         self._preparation, self._watcher = preparation, watcher
         self._launches = gate.launches()
@@ -100,7 +101,6 @@ class GateSession:
         except NoServerError as error:
             ending = Ending("no server", str(error))
         finally:
-            self._benches.close()
             self._preparation.servers.close()
             self._preparation.clear()
         split = self._preparation.journal.split_s
@@ -129,11 +129,11 @@ class GateSession:
             self._pair(step)
 
     def _estimate(self) -> float:
-        """Seconds of the screen, roughly: two servers a pair, started at once."""
+        """Seconds of the screen, roughly; both cores start servers, three at once."""
         info = self._gate.info
         cells = [cell for each in (*info.comparisons, info.control) for cell in (each.base, each.candidate)]
         launches = sum(cost_of(cell, self._device, self._protocol).seconds_per_launch for cell in cells)
-        return SCREEN_PAIRS * (SERVER_S + launches)
+        return SCREEN_PAIRS * (1.5 * SERVER_S + launches)
 
     def _prepare(self) -> None:
         """The truths and the machine's ceilings, from servers of the caller."""
@@ -148,11 +148,11 @@ class GateSession:
     def _pair(self, step: Next) -> None:
         """Where a server fails, what is left of its pair is measured anew; where the candidate's does not start, it failed."""
         begin = time.perf_counter()
-        forward_only = all(
-            cell.passes == "forward" for each in step.comparisons for cell in (each.base, each.candidate)
-        )
+        cells = [cell for each in step.comparisons for cell in (each.base, each.candidate)]
         try:
-            with self._benches.servers(forward_only=forward_only) as servers:
+            with ExitStack() as stack:
+                forward_only = all(cell.passes == "forward" for cell in cells)
+                servers = start_all(self._benches, stack, forward_only=forward_only)
                 self._preparation.journal.split_s["servers"] += time.perf_counter() - begin
                 for comparison in step.comparisons:
                     self._both_arms(comparison, step, servers)
