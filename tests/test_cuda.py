@@ -349,7 +349,7 @@ def gpu_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker believes that it measures on a GPU: its clock and NVML are simulated, attention runs on the CPU."""
     for name in ("fix_allocator", "fix_threads", "fix_precision", "protect_host", "quiet_compilers"):
         monkeypatch.setattr(process, name, lambda *_, **__: None)
-    monkeypatch.setattr(counters, "void_reason", lambda _: "")  # whatever this machine does meanwhile
+    monkeypatch.setattr(counters, "void_reason", lambda *_: "")  # whatever this machine does meanwhile
     monkeypatch.setattr(worker._Draft, "_is_on_cuda", staticmethod(lambda _: True))
     monkeypatch.setattr(worker, "CudaClock", HostClock)
     monkeypatch.setattr(NvmlWatch, "open", lambda index: NvmlWatch(index, SimulatedNvml(0)))
