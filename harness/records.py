@@ -49,7 +49,7 @@ class Samples(Record):
     repeats: int
     times_s: tuple[float, ...]
     turns: tuple[int, ...] = ()
-    stop: Literal["precision", "budget"]
+    stop: Literal["precision", "budget", "other arm"]  # in turns one of the two decides
     warmup_calls: int
     warmup_s: float
     wall_times_s: tuple[float, ...] = ()  # CUDA: the same samples by the host's clock, synchronised

@@ -6,6 +6,7 @@ may then differ by a third, two turns next to each other seldom do.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import statistics
@@ -34,8 +35,7 @@ def sample_in_turns(region: Region, clock: Clock, budget: Budget, work: Work, ba
     """
     with no_garbage_collection():
         turns = _Turns(region, clock, budget, work, baton)
-        stop = turns.as_first() if baton.is_first else turns.as_second()
-    return turns.samples(stop)
+        return turns.as_first() if baton.is_first else turns.as_second()
 
 
 class _Turns:
@@ -48,18 +48,19 @@ class _Turns:
         self._turns: list[list[Span]] = []
         self._theirs: list[float] = []
 
-    def as_first(self) -> Literal["precision", "budget"]:
+    def as_first(self) -> Samples:
         """Ends when the other has ended: it holds the baton from its last turn on."""
         self._warm_up()
-        count = 1
+        self._take(1, is_warm=True)
+        self._hand_over(1)
+        self._baton.wait()
         while not self._baton.is_alone:
-            self._take(count)
-            self._hand_over(count)
+            self._take(2)
+            self._hand_over(2)
             self._baton.wait()
-            count = 2
-        return "precision"
+        return self._samples("other arm")
 
-    def as_second(self) -> Literal["precision", "budget"]:
+    def as_second(self) -> Samples:
         """Decides after a turn that makes both have as many, and keeps the baton."""
         self._warm_up()
         self._hand_over(0)
@@ -67,13 +68,13 @@ class _Turns:
             self._theirs += self._baton.wait()
             self._take(1)
             if self._baton.is_alone or self._spent_s >= self._budget.max_time_s:
-                return "budget"
+                return self._samples("budget")
             if self._spent_s >= self._budget.min_time_s and self._is_precise():
-                return "precision"
+                return self._samples("precision")
             self._take(1, is_warm=True)
             self._hand_over(2)
 
-    def samples(self, stop: Literal["precision", "budget"]) -> Samples:
+    def _samples(self, stop: Literal["precision", "budget", "other arm"]) -> Samples:
         """Everything that was measured, by turn."""
         spans = [span for turn in self._turns for span in turn]
         times = tuple(span.device_s / self._repeats for span in spans)
@@ -99,7 +100,8 @@ class _Turns:
     def _take(self, count: int, *, is_warm: bool = False) -> None:
         """So many turns, after a sample that does not count: the other has used the caches."""
         begin, repeats = time.perf_counter(), self._work.made(self._repeats)
-        if self._turns and not is_warm and self._turns[-1][-1].wall_s < TURN_S:
+        is_long = bool(self._turns) and self._turns[-1][-1].wall_s >= TURN_S
+        if not is_warm and not is_long:
             self._clock.time(self._region, repeats)
             self._warm_calls += repeats
         for _ in range(count):
@@ -130,8 +132,9 @@ def keep_to(processors: tuple[int, ...]) -> None:
     """
     if processors and hasattr(os, "sched_setaffinity"):
         for thread in map(int, _threads()):
-            os.sched_setaffinity(thread, processors)
-            os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
+            with contextlib.suppress(OSError):  # a thread that has ended, or a sandbox that forbids it
+                os.sched_setaffinity(thread, processors)
+                os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _rest() -> None:
