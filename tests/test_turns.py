@@ -82,8 +82,8 @@ def in_turns(batons: tuple[Baton, Baton], budget: Budget, call_s: tuple[float, f
 
 
 def test_who_begins_changes_from_turn_to_turn(batons: tuple[Baton, Baton]) -> None:
-    """Both have as many turns; after warming up a turn of each, then two in a row, and nobody works while the other does."""
-    one_call = 0.02  # a turn is one sample, with none before it that does not count
+    """Both have as many turns; after warming up a turn of the first, then two in a row, and nobody works while the other does."""
+    one_call = 0.02  # a turn is one sample, and once that is known none comes before it that does not count
     found, order = in_turns(batons, Budget(0.0, 0.01, 1e-9), (one_call, one_call))
     first, second = found
     assert len(first.turns) == len(second.turns) >= 3
@@ -91,7 +91,7 @@ def test_who_begins_changes_from_turn_to_turn(batons: tuple[Baton, Baton]) -> No
     warm = order.index("a")
     turns = order[warm:].lstrip("a")
     assert set(order[:warm]) == {"b"}
-    assert turns.startswith("bbaabbaa")
+    assert turns.startswith("bbbaabbaa")
 
 
 def test_a_turn_is_long_enough(batons: tuple[Baton, Baton]) -> None:
