@@ -124,6 +124,7 @@ class Measurement(Record):
     kernels: tuple[str, ...] = ()
     kernel_time_s: float | None = None  # of one pass, by a profiler: all that the device did for it, copies included
     threads: int | None = None
+    processors: tuple[int, ...] = ()  # that it kept to while it was timed; none: all that it may use
     origin: str = ""  # the file of the implementation's class, where a gate asks for it
     emulated: bool = False  # a GPU package's kernels ran in an interpreter: checked, without a time
 

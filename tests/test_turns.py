@@ -179,8 +179,10 @@ def test_both_arms_have_as_many_turns(servers: tuple[ForkServer, ForkServer], tm
         assert each.counters is not None
         assert sum(each.samples.turns) == len(each.samples.times_s)
         assert each.counters.span_s < each.phases.timing_s
+        assert each.processors == (min(os.sched_getaffinity(0)),)
     assert first.samples is not None
     assert second.samples is not None
+    assert (first.samples.stop, second.samples.stop) == ("other arm", "budget")
     assert len(first.samples.turns) == len(second.samples.turns) > 3
 
 

@@ -6,15 +6,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Literal
 
 from ..measure.tasks import CellTask, Reply, Turns
 from ..run.executor import Executor, ServerError
+from ..store import StoreError
 
-#: First or second to work.
-Place = Literal["first", "second"]
 Answer = Reply | ServerError
 
 
@@ -23,7 +21,7 @@ def run_in_turns(
 ) -> tuple[Answer, Answer]:
     """Let two servers carry out a task each, whose workers take turns; how each of them ended.
 
-    Where one hangs the other waits as long: then each is asked alone. Errors: `OSError`.
+    Where one hangs the other waits as long: then each is asked alone. Errors: `StoreError`.
     """
     with _pipes() as (to_first, to_second):
         turns = (
@@ -80,8 +78,13 @@ class _Meeting:
 
 @contextmanager
 def _pipes() -> Iterator[tuple[str, str]]:
-    with tempfile.TemporaryDirectory(prefix="attnbench-turns-") as folder:
-        pipes = str(Path(folder) / "to-first"), str(Path(folder) / "to-second")
-        for pipe in pipes:
-            os.mkfifo(pipe, 0o600)
+    """Errors: `StoreError`."""
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="attnbench-turns-"))
+            pipes = str(Path(folder) / "to-first"), str(Path(folder) / "to-second")
+            for pipe in pipes:
+                os.mkfifo(pipe, 0o600)
+        except OSError as error:
+            raise StoreError(f"two workers cannot be given pipes to meet in: {error}") from error
         yield pipes

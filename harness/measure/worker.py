@@ -290,6 +290,7 @@ class _Draft:
             return sample(region, clock, budget, work)
         assert task.turns
         keep_to(task.turns.processors)
+        self.fields["processors"] = task.turns.processors
         return sample_in_turns(region, clock, budget, work, self.baton)
 
     def _names_kernels(self, clock: CudaClock, region: Region) -> bool:
