@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from attnbench.harness.measure.baton import Baton
 from attnbench.harness.measure.regions import Region
 from attnbench.harness.measure.tasks import CellTask, Reply, TruthTask, Turns
 from attnbench.harness.measure.timing import Budget, Span, Work
-from attnbench.harness.measure.turns import TURN_S, keep_to, sample_in_turns
+from attnbench.harness.measure.turns import TURN_S, sample_in_turns
 from attnbench.harness.records import Measurement, Outcome, Samples
 from attnbench.harness.run.executor import ServerError
 from attnbench.harness.run.fork_server import ForkServer
@@ -119,23 +121,27 @@ def test_an_end_is_noticed(tmp_path: Path) -> None:
     baton.hand_over((1.0,))
 
 
+KEPT = """
+import os, threading
+from attnbench.harness.measure.turns import keep_to
+before, seen = os.sched_getaffinity(0), []
+keep_to(())
+assert os.sched_getaffinity(0) == before
+wait = threading.Event()
+thread = threading.Thread(target=lambda: (wait.wait(), seen.append(os.sched_getaffinity(0))))
+thread.start()
+keep_to((min(before),))
+wait.set()
+thread.join()
+assert os.sched_getaffinity(0) == seen[0] == {min(before)}
+assert os.sched_getscheduler(0) == os.SCHED_BATCH
+"""
+
+
 def test_one_processor_is_kept_to() -> None:
-    """Every thread of the process runs there alone; none asked for leaves all of them."""
-    before = os.sched_getaffinity(0)
-    keep_to(())
-    assert os.sched_getaffinity(0) == before
-    done: list[set[int]] = []
-
-    def child() -> None:
-        keep_to((min(before),))
-        done.append(os.sched_getaffinity(0))
-
-    thread = threading.Thread(target=child)
-    thread.start()
-    thread.join()
-    for each in Path("/proc/self/task").iterdir():
-        os.sched_setaffinity(int(each.name), before)
-    assert done == [{min(before)}]
+    """Every thread of a process runs there alone, as batch work; none asked for leaves all of them."""
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
