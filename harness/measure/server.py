@@ -40,9 +40,8 @@ _PR_SET_PDEATHSIG = 1
 def main(*, forward_only: bool) -> None:
     """Serve until the input ends."""
     if not forward_only:
-        importlib.import_module(
-            "torch.fx.experimental.symbolic_shapes"
-        )  # and sympy: torch does so in a first backward pass
+        # And sympy with it: torch imports them in a first backward pass, for 0.3 s.
+        importlib.import_module("torch.fx.experimental.symbolic_shapes")
     requests, replies = _private_pipes()
     # Workers share the pages of what is imported by now, and do not search it.
     gc.freeze()
