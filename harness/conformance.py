@@ -1,4 +1,8 @@
-"""The contract suite for one implementation: every case in a process of its own, and the smallest case that fails."""
+"""The contract suite for one implementation, and the smallest case that fails.
+
+Cases share a process, which a GPU takes seconds to begin, as long as all are right or refused; where one is not, or ends its
+process, each of them is tried again in a process of its own, and that is what counts.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from ..impls import (
 from . import contract, environment
 from .config import ConfigError
 from .config.document import read_value
-from .measure.tasks import CaseDone, CaseTask, Reply
+from .measure.tasks import CaseDone, CasesDone, CasesTask, Reply
 from .records import Outcome
 from .run.executor import Executor, NoServerError, ServerError
 from .run.fork_server import ForkServer
@@ -34,6 +38,8 @@ FEW_CASES = 12
 MOST_TRIES = 60
 #: The suite stops after so many cases that hang, and the search for a smaller one after so many more.
 MOST_HANGS = 3
+#: Cases that share a process, unless each is compiled; the share of a case's time after which no further one is begun there.
+GROUP, BEGIN_WITHIN = 24, 0.25
 SEED = 0
 
 
@@ -52,11 +58,12 @@ class Asked:
         """The implementation with its options, as cells name it."""
         return arm_of(self.implementation.name, self.options)
 
-    def task(self, problem: AttentionProblem) -> CaseTask:
-        """One case, as a worker takes it."""
-        return CaseTask(
-            implementation=self.implementation.name, options=self.options, plugins=self.plugins, problem=problem,
-            device=str(self.device), threads=environment.usable_threads(), seed=SEED,
+    def task(self, problems: Sequence[AttentionProblem]) -> CasesTask:
+        """Cases, as a worker takes them."""
+        return CasesTask(
+            implementation=self.implementation.name, options=self.options, plugins=self.plugins,
+            problems=tuple(problems), begin_within_s=BEGIN_WITHIN * self.deadline_s, device=str(self.device),
+            threads=environment.usable_threads(), seed=SEED,
         )  # fmt: skip
 
     def suite(self, *, whole: bool) -> tuple[AttentionProblem, ...]:
@@ -202,8 +209,7 @@ def _options(settings: Sequence[str]) -> dict[str, OptionValue]:
 
 def _until_hangs(workers: _Workers, problems: Sequence[AttentionProblem]) -> Iterator[Case]:
     hangs = 0
-    for problem in problems:
-        case = workers.attempt(problem)
+    for case in workers.attempt_all(problems):
         yield case
         hangs += case.done.outcome is Outcome.TIMED_OUT
         if hangs == MOST_HANGS:
@@ -217,15 +223,45 @@ class _Workers:
         self._asked = asked
         self._server: Executor | None = None
 
+    def attempt_all(self, problems: Sequence[AttentionProblem]) -> Iterator[Case]:
+        """Every case as it ends. Errors: `NoServerError`."""
+        size = 1 if self._asked.implementation.compiled else GROUP
+        while problems:
+            group = problems[:size]
+            cases = self._attempt_together(group) if size > 1 else ()
+            if not cases or any(case.failed for case in cases):
+                yield from map(self.attempt, group)
+                problems = problems[size:]
+            else:
+                yield from cases
+                problems = problems[len(cases) :]
+
     def attempt(self, problem: AttentionProblem) -> Case:
         """One case; whatever it does to its process, or to the server, is how it ended. Errors: `NoServerError`."""
-        server = self._server or self._start()
         try:
-            reply = server.run(self._asked.task(problem), self._asked.deadline_s)
+            reply = self._run([problem])
         except ServerError as error:
-            self.close()
             return Case(problem, CaseDone(outcome=Outcome.CRASHED, details=(f"its server went too: {error}",)))
         return Case(problem, _done(reply, self._asked.deadline_s))
+
+    def _attempt_together(self, problems: Sequence[AttentionProblem]) -> tuple[Case, ...]:
+        """The cases that were begun; none where their process did not come to its end."""
+        try:
+            reply = self._run(problems)
+        except ServerError:
+            return ()
+        if reply.result is None:
+            return ()
+        cases = CasesDone.model_validate_json(reply.result).cases
+        return tuple(Case(problem, done) for problem, done in zip(problems, cases, strict=False))
+
+    def _run(self, problems: Sequence[AttentionProblem]) -> Reply:
+        server = self._server or self._start()
+        try:
+            return server.run(self._asked.task(problems), self._asked.deadline_s)
+        except ServerError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the server there is."""
@@ -246,7 +282,8 @@ class _Workers:
 def _done(reply: Reply, deadline_s: float) -> CaseDone:
     """What the worker reported, or why it did not."""
     if reply.result is not None:
-        return CaseDone.model_validate_json(reply.result)
+        (case,) = CasesDone.model_validate_json(reply.result).cases
+        return case
     if reply.timed_out:
         words = f"had not ended after {deadline_s:g} s (--timeout){last_words(reply)}"
         return CaseDone(outcome=Outcome.TIMED_OUT, details=(words,))

@@ -71,14 +71,15 @@ class CellTask(_Task):
     extra_calls: int = 0
 
 
-class CaseTask(_Task):
-    """Check one case of the contract suite."""
+class CasesTask(_Task):
+    """Check cases of the contract suite, one after the other; none is begun when `begin_within_s` are over."""
 
-    task: Literal["case"] = "case"
+    task: Literal["cases"] = "cases"
     implementation: str
     options: dict[str, OptionValue] = {}
     plugins: tuple[str, ...] = ()
-    problem: AttentionProblem
+    problems: tuple[AttentionProblem, ...]
+    begin_within_s: float
 
 
 class TruthTask(_Task):
@@ -119,7 +120,7 @@ class NoiseTask(_Task):
     processors: tuple[int, ...] = ()  # that the worker keeps to; empty for all that it may use
 
 
-Task = Annotated[CellTask | CaseTask | TruthTask | CeilingsTask | LimitsTask | NoiseTask, Field(discriminator="task")]
+Task = Annotated[CellTask | CasesTask | TruthTask | CeilingsTask | LimitsTask | NoiseTask, Field(discriminator="task")]
 
 
 class CaseDone(BaseModel):
@@ -128,6 +129,12 @@ class CaseDone(BaseModel):
     passes: Pass = "forward_backward"
     outcome: Outcome
     details: tuple[str, ...] = ()
+
+
+class CasesDone(BaseModel):
+    """How the cases ended that were begun."""
+
+    cases: tuple[CaseDone, ...]
 
 
 class TruthDone(BaseModel):

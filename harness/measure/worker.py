@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ...impls import Implementation, OptionValue, RefusedError, get, load_plugin, names
+from ...impls import AttentionProblem, Implementation, OptionValue, RefusedError, get, load_plugin, names
 from ..cell import Conditions
 from ..environment import find_device
 from ..records import Measurement, Outcome, Phases, Samples
@@ -31,7 +31,8 @@ from .reuse import reuses_answers
 from .subject import Subject
 from .tasks import (
     CaseDone,
-    CaseTask,
+    CasesDone,
+    CasesTask,
     CeilingsTask,
     CellTask,
     LimitsDone,
@@ -55,8 +56,8 @@ def perform(task: Task) -> str:
     """Do a task; the result as JSON."""
     if isinstance(task, CellTask):
         return measure_cell(task).model_dump_json()
-    if isinstance(task, CaseTask):
-        return _check_case(task).model_dump_json()
+    if isinstance(task, CasesTask):
+        return CasesDone(cases=tuple(_check_cases(task))).model_dump_json()
     if isinstance(task, NoiseTask):
         _fix_process(task.conditions, task.threads)
         return noise.measure(task).model_dump_json()
@@ -85,14 +86,22 @@ def measure_cell(task: CellTask) -> Measurement:
     return draft.measurement()
 
 
-def _check_case(task: CaseTask) -> CaseDone:
-    """Supports, inputs, prepare, check. Whatever is raised becomes an outcome with its reason."""
+def _check_cases(task: CasesTask) -> Iterator[CaseDone]:
+    begin = time.monotonic()
     _fix_process(Conditions(device="cuda" if task.device.startswith("cuda") else "cpu"), task.threads)
+    for number, problem in enumerate(task.problems):
+        if number and time.monotonic() - begin > task.begin_within_s:
+            break
+        yield _check_case(task, problem)
+
+
+def _check_case(task: CasesTask, problem: AttentionProblem) -> CaseDone:
+    """Supports, inputs, prepare, check. Whatever is raised becomes an outcome with its reason."""
     try:
         implementation = _implementation(task.implementation, task.options, task.plugins)
         if task.device.startswith("cuda"):
             torch.cuda.set_device(task.device)
-        result = run_case(implementation, task.problem, find_device(task.device), seed=task.seed)
+        result = run_case(implementation, problem, find_device(task.device), seed=task.seed)
     except Exception as error:  # noqa: BLE001 - the worker's edge, as for cells
         outcome, detail = outcome_of(error)
         return CaseDone(outcome=outcome, details=(detail,))
