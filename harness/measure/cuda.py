@@ -21,6 +21,8 @@ from .timing import Span
 #: A device-side sleep before each sample, in cycles: about 1 ms at first, and doubled, up to half a second, as long as the
 #: device begins a sample before the host has queued it.
 GAP_CYCLES, MOST_GAP_CYCLES = 2_000_000, 1_000_000_000
+#: Tries at how long the host waits for a device that has nothing left to do; the longest counts.
+IDLE_TRIES = 8
 #: A driver queues about a thousand launches before it makes the host wait; a pass has a handful.
 MOST_REPEATS = 128
 #: Throttle reasons of NVML that void a launch: thermal and power brake (nvml.h, nvmlClocksEventReasons).
@@ -46,6 +48,7 @@ class CudaClock:
             self._flush = (
                 torch.empty(size, dtype=torch.int8, device="cuda") if cuda is torch.cuda else cuda.buffer(size)
             )
+        self._idle_s = max(self._by_events(_Nothing(), 1).outlived_s for _ in range(IDLE_TRIES))
 
     def time(self, region: Region, repeats: int) -> Span:
         """Device seconds between the events, and host seconds with synchronisation."""
@@ -55,7 +58,8 @@ class CudaClock:
                 break
             self._gap_cycles *= 2
         # The host's time cannot be told apart from the sleep, so it is taken on a run of its own.
-        return replace(span, wall_s=self._by_host(region, repeats))
+        outlived_s = max(0.0, span.outlived_s - self._idle_s)
+        return replace(span, wall_s=self._by_host(region, repeats), outlived_s=outlived_s)
 
     def profile(self, region: Region, profile: Callable[[Callable[[], Any]], Profile] = profiled) -> Profile:
         """What one pass launches, under this clock's conditions. Errors: `BlindProfilerError`."""
@@ -92,6 +96,13 @@ class CudaClock:
         self._cuda.synchronize()
         yield
         region.clear()
+
+
+class _Nothing(Region):
+    """A pass that leaves the device nothing to do: what the host then waits for is not work."""
+
+    def run(self, repeats: int) -> None:
+        """Nothing."""
 
 
 class EmptyCaptureError(RuntimeError):
