@@ -10,11 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 from .api import Implementation, Tensors
-from .limits import Device, Support, one_of
+from .limits import Device, Limit, Limits, Support, one_of
 from .problem import AttentionProblem, Pass
 from .registry import register
 
-_CPU_FORWARD_ONLY = one_of("forward", source="torch 2.13: FlexAttention does not support backward on CPU")
+_LIMITS = {
+    "cpu": Limits(passes=one_of("forward", source="torch 2.13: FlexAttention does not support backward on CPU")),
+    "cuda": Limits(
+        head_dims=Limit(lambda dim: dim >= 16, "at least 16", "torch 2.13 _inductor/kernel/flex/flex_attention.py")
+    ),
+}
 
 
 @register
@@ -34,11 +39,9 @@ class FlexAttention(Implementation):
         return reasons
 
     def supports(self, problem: AttentionProblem, passes: Pass, device: Device) -> Support:
-        """Forward only on the CPU."""
+        """Forward only on the CPU; head dimensions from 16 on a GPU."""
         reasons = super().supports(problem, passes, device).reasons
-        if device.kind == "cpu" and not _CPU_FORWARD_ONLY.allows(passes):
-            reasons += (f"pass {passes} on the CPU: needs {_CPU_FORWARD_ONLY.allowed} ({_CPU_FORWARD_ONLY.source})",)
-        return Support(reasons)
+        return Support(reasons + _LIMITS[device.kind].refusals(problem, passes, device))
 
     def prepare(self, problem: AttentionProblem, tensors: Tensors) -> Callable[[], Any]:
         """Build the block mask and compile for these static shapes."""

@@ -91,7 +91,7 @@ class Xformers(Implementation):
         return (
             *super().unavailable(device),
             *_OPERATOR_LIMITS[operator].device_refusals(device),
-            *(_package_reasons() or _operator_reasons(operator)),
+            *(_package_reasons() or _neighbour_reasons() + _operator_reasons(operator)),
         )
 
     def supports(self, problem: AttentionProblem, passes: Pass, device: Device) -> Support:
@@ -165,6 +165,16 @@ def _package_reasons() -> tuple[str, ...]:
     if not packages.has_extension("xformers", "_C"):
         return (f"xformers {version} is installed without its kernels (no _C extension)",)
     return ()
+
+
+def _neighbour_reasons() -> tuple[str, ...]:
+    """flash-attn-4 lies in the folder of flash-attn 2, which xformers takes to be there when it sees the folder."""
+    if not packages.has_module("flash_attn") or packages.has_file("flash_attn", "flash_attn_interface.py"):
+        return ()
+    return (
+        f"xformers fails to import beside flash-attn-4 without flash-attn ({_FMHA}/flash.py): "
+        "install flash-attn, or remove flash-attn-4",
+    )
 
 
 def _operator_reasons(operator: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ UNREADABLE = Device("cuda", platform="cuda")
 #: Packages of which all is there that a wrapper looks for: distribution and version, then their files.
 WHOLE: dict[tuple[str, str], tuple[str, ...]] = {
     ("xformers", "0.0.35"): ("xformers/__init__.py", "xformers/ops/fmha/__init__.py", "xformers/_C.so"),
-    ("flash_attn", "2.8.3"): ("flash_attn/__init__.py", "flash_attn_2_cuda.so"),
+    ("flash_attn", "2.8.3"): ("flash_attn/__init__.py", "flash_attn/flash_attn_interface.py", "flash_attn_2_cuda.so"),
     ("flash_attn_3", "3.0.0b1"): ("flash_attn_interface.py", "flash_attn_3/_C.abi3.so"),
     ("flash_attn_4", "4.0.0b20"): ("flash_attn/cute/interface.py", "cutlass/__init__.py"),
     ("fbgemm_gpu_genai", "1.4.0"): ("fbgemm_gpu/__init__.py",),
@@ -173,7 +173,9 @@ TABLE = (
     # FlexAttention runs where torch compiles; on the CPU it has no backward.
     Asked("flex_attention", TURING, **TRAINING),
     Asked("flex_attention", ROCM, **TRAINING),
-    Asked("flex_attention", CPU, ("pass forward_backward on the CPU: needs forward",), **TRAINING),
+    Asked("flex_attention", CPU, ("pass forward_backward: needs forward",), **TRAINING),
+    Asked("flex_attention", HOPPER, ("head_dim 8: needs at least 16",), problem={"head_dim": 8}),
+    Asked("flex_attention", CPU, problem={"head_dim": 8}),
 )  # fmt: skip
 
 
@@ -283,6 +285,10 @@ def test_xformers_as_a_stub(
     ("distribution", "version", "files", "words"),
     [
         ("xformers", "0.0.35", ["xformers/__init__.py"], "xformers 0.0.35 is installed without its kernels"),
+        (
+            "xformers", "0.0.35", ["xformers/__init__.py", "xformers/_C.so", "flash_attn/cute/interface.py"],
+            "xformers fails to import beside flash-attn-4 without flash-attn",
+        ),
         ("flash_attn", "2.8.3", ["flash_attn/__init__.py"], "flash-attn 2.8.3 is installed without its CUDA kernels"),
         ("flash_attn", "3.0.0", ["flash_attn/__init__.py"], "flash-attn 3.0.0 is installed: this wrapper is for version 2"),
         ("flash_attn", "2.0.9", ["flash_attn/__init__.py"], "aligns causal top-left"),
