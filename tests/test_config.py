@@ -28,7 +28,7 @@ from attnbench.impls import CAUSAL, FULL, BrokenImplementationError, registry
 
 CONFIGS = Path(str(configs.__file__)).parent
 SHIPPED = (
-    "chunked_vs_sdpa", "ci", "cpu", "decode", "default", "gpu_check", "gqa", "long_context", "papers/rabe_staats_2021",
+    "chunked_vs_sdpa", "ci", "cpu", "decode", "default", "gpu", "gpu_check", "gqa", "long_context", "papers/rabe_staats_2021",
     "papers/rabe_staats_2021_memory", "prove", "quick",
 )  # fmt: skip
 #: The example of the documentation.
