@@ -450,7 +450,7 @@ def sweep() -> ProofSweep:
     """A sweep of two cells, in which the injected slowdowns were found."""
     none = (0.001, -0.001) * 4
     return ProofSweep(
-        schema=2, at="2026-11-24T00:00:00", machine="Test CPU", fingerprint="f", attnbench="0.1.0", load="quiet", threads=2,
+        schema=3, at="2026-11-24T00:00:00", machine="Test CPU", fingerprint="f", attnbench="0.1.0", load="quiet", threads=2,
         seed=1, seconds=60.0, seconds_by_percent={0: 40.0, 3: 50.0}, launches=100, void=2,
         same={"a": kept(*none), "b": kept(*none)}, twin="a",
         injected={percent: kept(*[math.log1p(percent / 100)] * 24) for percent in INJECTED if percent}, control=kept(*none),

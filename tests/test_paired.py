@@ -24,7 +24,6 @@ from attnbench.harness.verdicts.paired import (
     CONFIRM_PAIRS,
     FLOOR,
     NOISY_CONFIRM_PAIRS,
-    PRECISION_PAIRS,
     SCREEN_PAIRS,
     Direction,
     Looks,
@@ -246,18 +245,24 @@ def test_identical_code_is_equivalent() -> None:
     assert "within 1 %" in rule(same)["0"].reason
 
 
-def test_too_wide_gets_more_pairs_once() -> None:
-    """What is not flagged and too wide to be called equal gets 8 more pairs, once, and is INCONCLUSIVE where it stays wide."""
+def test_a_wide_screen_goes_on() -> None:
+    """What 8 pairs do not flag and are too wide to call equal is screened by 16; what these do not flag stays INCONCLUSIVE."""
     wide = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.1, -0.1]
-    series = {"0": Series(of_effects(wide))}
-    assert not flags_of(series["0"])
-    assert wanted_after(series) == {"0": PRECISION_PAIRS}
-    series = {"0": Series(of_effects(wide), of_effects([0.04, -0.04] * 4))}
-    assert wanted_after(series) == {"0": PRECISION_PAIRS}
-    ruling = rule(series)["0"]
+    series = Series(of_effects(wide))
+    assert not is_screened(series)
+    assert rule({"0": series})["0"].reason == "8 of 16 pairs of the screen were measured"
+    assert wanted_after({"0": series}) == {"0": 0}
+    still = Series(of_effects([*wide, *[0.04, -0.04] * 4]))
+    assert is_screened(still)
+    assert not flags_of(still)
+    assert wanted_after({"0": still}) == {"0": 0}
+    ruling = rule({"0": still})["0"]
     assert ruling.verdict is Verdict.INCONCLUSIVE
     assert ruling.reason.startswith("16 pairs: ")
     assert "nor within 1 %" in ruling.reason
+    slower = Series(of_effects([*wide, *[0.04] * 8]))
+    assert [flag.name for flag in flags_of(slower)] == ["SLOWER"]
+    assert wanted_after({"0": slower}) == {"0": NOISY_CONFIRM_PAIRS}
 
 
 @given(

@@ -6,7 +6,7 @@ import sys
 import time
 
 from ..records import Event, Notice, Outcome
-from ..verdicts.paired import SCREEN_PAIRS
+from ..verdicts.paired import LONG_SCREEN_PAIRS, SCREEN_PAIRS
 from .records import CONTROL, GateLaunch
 from .schedule import Next
 
@@ -26,7 +26,8 @@ class GateProgress:
     def pairing(self, step: Next) -> None:
         """A pair of servers is about to start."""
         count = sum(each.key != CONTROL for each in step.comparisons)
-        place = f"screen: pair {step.pair + 1} of {SCREEN_PAIRS}"
+        most = SCREEN_PAIRS if step.pair < SCREEN_PAIRS else LONG_SCREEN_PAIRS
+        place = f"screen: pair {step.pair + 1} of {most}"
         if step.stage == "after":
             place = f"after the screen: pair {step.pair + 1}"
         void = f", {self._void} void launches repeated" if self._void else ""

@@ -85,7 +85,7 @@ def _kept(ready: Ready, twin: str, injected: dict[int, str], load: Load) -> Proo
     keys = [each.key for each in gate.info.comparisons if each.key not in injected.values()]
     end = events[-1]
     return ProofSweep(
-        schema=2, at=now(), machine=environment.machine_name(machine.facts),
+        schema=3, at=now(), machine=environment.machine_name(machine.facts),
         fingerprint=digest_of(fingerprint(machine.facts, environment.versions())), attnbench=gate.info.attnbench_version,
         load=load, threads=machine.threads, seed=gate.info.seed, seconds=round(getattr(end, "wall_s", 0.0), 1),
         seconds_by_percent={percent: round(each, 1) for percent, each in _seconds(gate, pairs, keys, twin, injected).items()},

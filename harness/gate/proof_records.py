@@ -46,7 +46,8 @@ class ProofSweep(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    schema_version: Literal[2] = Field(alias="schema")  # 1: pairs of whole launches, by an earlier rule
+    # 1: pairs of whole launches; 2: by a rule that screened by 8 pairs alone.
+    schema_version: Literal[3] = Field(alias="schema")
     at: str
     machine: str
     fingerprint: str

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ..verdicts.judgement import Verdict
 from ..verdicts.pair import Pair, Series
-from ..verdicts.paired import SCREEN_PAIRS, Ruling, rule, wanted_after
+from ..verdicts.paired import Ruling, is_screened, rule, wanted_after
 from .proof_records import ProofSweep
 
 CELLS = 8
@@ -91,7 +91,7 @@ def simulate(noise: Noise, sweeps: int, slower: float = 0.0, seed: int = 0) -> S
 def _sweep(generator: random.Random, noise: Noise, shifts: Sequence[float]) -> dict[str, Series]:
     """Pairs as the schedule would have measured them."""
     draws = {str(at): (noise(generator), shift) for at, shift in enumerate(shifts)}
-    series = {key: Series(tuple(_pair(*draw) for _ in range(SCREEN_PAIRS))) for key, draw in draws.items()}
+    series = {key: _screen(draw, shift) for key, (draw, shift) in draws.items()}
     while True:
         wanted = wanted_after(series)
         lacking = [key for key, each in series.items() if len(each.after) < wanted[key]]
@@ -100,6 +100,13 @@ def _sweep(generator: random.Random, noise: Noise, shifts: Sequence[float]) -> d
         for key in lacking:
             old = series[key]
             series[key] = Series(old.screen, (*old.after, _pair(*draws[key])))
+
+
+def _screen(draw: Callable[[], Pair], shift: float) -> Series:
+    series = Series()
+    while not is_screened(series):
+        series = Series((*series.screen, _pair(draw, shift)))
+    return series
 
 
 def _pair(draw: Callable[[], Pair], shift: float) -> Pair:

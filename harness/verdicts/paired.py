@@ -3,11 +3,12 @@
 A pair is two servers, one of the base and one of the candidate, whose launches of a comparison are measured in turns. Everything
 here is a pure function of the pairs so far, so that stored launches can be judged again.
 
-*Screen*: 8 pairs; a direction is flagged where the signed rank of the effect beyond the floor has p <= 0.10.
+*Screen*: 8 pairs; a direction is flagged where the signed rank of the effect beyond the floor has p <= 0.10. Where they flag
+nothing and are too wide for anything to be called equal, it goes on to 16, and all of them flag.
 *Confirm*: flagged directions alone, decided from fresh pairs alone, Holm over all that are flagged, in two looks that share 1 %.
 At 0.4 % after as many fresh pairs as reach that if all lie beyond the floor: 8 for one flag, 9 for two, 10 for four. At 0.6 %
 after 16, or 24 where the screen was noisy, and more where over 16 are flagged.
-What is not flagged and too wide to be called equal gets 8 more pairs, once: precision alone decides that, never significance.
+Whatever decides how long a screen is, its pairs never confirm: that is left to pairs that were not looked at before.
 """
 
 from __future__ import annotations
@@ -24,12 +25,11 @@ from .signed_rank import FEWEST_FOR_INTERVAL, p_above, shift_of
 
 #: Nothing below 1 % is called a difference, and nothing that may be 1 % is called equal.
 FLOOR = math.log(1.01)
-SCREEN_PAIRS, SCREEN_LEVEL = 8, 0.10
+SCREEN_PAIRS, LONG_SCREEN_PAIRS, SCREEN_LEVEL = 8, 16, 0.10
 FIRST_LOOK_LEVEL = 0.004
 CONFIRM_PAIRS, NOISY_CONFIRM_PAIRS, LAST_LOOK_LEVEL = 16, 24, 0.006
 #: A screen whose 1.4826 MAD is above this asks for the larger number of fresh pairs.
 NOISY = 0.015
-PRECISION_PAIRS = 8
 #: At the last look so many more than the fewest that could be rejected among the flags.
 SPARE_PAIRS = 4
 
@@ -70,23 +70,28 @@ class Looks:
         return math.ceil(math.log2(max(1, self.flags) / FIRST_LOOK_LEVEL))
 
     def last(self, series: Series) -> int:
-        """Pairs after the screen that a comparison may ask for, in all."""
-        if flags_of(series):
-            least = math.ceil(math.log2(max(1, self.flags) / LAST_LOOK_LEVEL)) + SPARE_PAIRS
-            return max(least, NOISY_CONFIRM_PAIRS if spread(series.screen) > NOISY else CONFIRM_PAIRS)
-        return PRECISION_PAIRS if is_screened(series) and _is_wide(effect_of(series.screen)) else 0
+        """Pairs after the screen that a comparison may ask for, in all: none where nothing is flagged."""
+        if not flags_of(series):
+            return 0
+        least = math.ceil(math.log2(max(1, self.flags) / LAST_LOOK_LEVEL)) + SPARE_PAIRS
+        return max(least, NOISY_CONFIRM_PAIRS if spread(series.screen) > NOISY else CONFIRM_PAIRS)
+
+
+def pairs_of_screen(series: Series) -> int:
+    """How many pairs the screen is to have, as far as that can be told now."""
+    first = series.screen[:SCREEN_PAIRS]
+    is_open = len(first) == SCREEN_PAIRS and not _flagged_by(first) and _is_wide(effect_of(first))
+    return LONG_SCREEN_PAIRS if is_open else SCREEN_PAIRS
 
 
 def is_screened(series: Series) -> bool:
     """Whether the screen is complete."""
-    return len(series.screen) >= SCREEN_PAIRS
+    return len(series.screen) >= pairs_of_screen(series)
 
 
 def flags_of(series: Series) -> tuple[Direction, ...]:
     """The directions that the screen flags; none before it is complete."""
-    if not is_screened(series):
-        return ()
-    return tuple(each for each in Direction if _p(series.screen, each) <= SCREEN_LEVEL)
+    return _flagged_by(series.screen) if is_screened(series) else ()
 
 
 def wanted_after(series: Mapping[str, Series]) -> dict[str, int]:
@@ -173,7 +178,8 @@ def _ruling(
     key: str, series: Series, looks: Looks, first: frozenset[Hypothesis], last: frozenset[Hypothesis]
 ) -> Ruling:
     if not is_screened(series):
-        return Ruling(Verdict.INCONCLUSIVE, f"{len(series.screen)} of {SCREEN_PAIRS} pairs of the screen were measured")
+        words = f"{len(series.screen)} of {pairs_of_screen(series)} pairs of the screen were measured"
+        return Ruling(Verdict.INCONCLUSIVE, words)
     for direction in flags_of(series):
         if (key, direction) in first:
             return _confirmed(direction, series.after[: looks.first])
@@ -197,7 +203,7 @@ def _words_of(count: int) -> str:
 def _unconfirmed(series: Series, most: int) -> Ruling:
     """Nothing was confirmed: equal where the interval says so, else inconclusive with the reason."""
     is_flagged = bool(flags_of(series))
-    counted = series.after[:most] if is_flagged else (*series.screen, *series.after)
+    counted = series.after[:most] if is_flagged else series.screen
     effect = effect_of(counted)
     words = f"{_words_of(len(counted))}: {effect}" if effect else _words_of(len(counted))
     if is_flagged and len(series.after) < most:
@@ -223,6 +229,10 @@ def _confirmed(direction: Direction, pairs: tuple[Pair, ...]) -> Ruling:
         turned = Effect(typical, typical, typical)
         return Ruling(Verdict.INCONCLUSIVE, f"{words}; yet typical samples are {turned.words}", effect, pairs)
     return Ruling(Verdict.REGRESSED if direction is Direction.SLOWER else Verdict.IMPROVED, words, effect, pairs)
+
+
+def _flagged_by(screen: Sequence[Pair]) -> tuple[Direction, ...]:
+    return tuple(each for each in Direction if _p(screen, each) <= SCREEN_LEVEL)
 
 
 def _p(pairs: Sequence[Pair], direction: Direction) -> float:
