@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,14 +158,11 @@ def test_blocks_visit_what_is_visible_once(
     problem = AttentionProblem(heads_q=heads[0], heads_kv=heads[1], seq_q=seq_q, seq_kv=seq_kv, head_dim=64, mask=mask)
     blocks = Blocks.of(problem, limits, 4, converts=False)
     seen = torch.zeros(heads[1], seq_q, seq_kv, dtype=torch.int32)
-    for rows in blocks.row_slices():
-        for keys in blocks.key_slices(rows):
-            for part in blocks.head_slices(range(heads[1]), rows):
-                seen[part, rows, keys] += 1
-                size = (
-                    (part.stop - part.start) * problem.group_size * (rows.stop - rows.start) * (keys.stop - keys.start)
-                )
-                assert 4 * size <= limits.workspace_bytes
+    for block in blocks.forward:
+        for keys in block.keys:
+            seen[block.heads, block.rows, keys] += 1
+            counts = (each.stop - each.start for each in (block.heads, block.rows, keys))
+            assert 4 * problem.group_size * math.prod(counts) <= limits.workspace_bytes
     for row in range(seq_q):
         visible = problem.mask.visible_keys(row, seq_q, seq_kv)
         assert (seen[:, row, : visible.stop] == 1).all()

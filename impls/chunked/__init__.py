@@ -28,7 +28,7 @@ class Chunked(Implementation):
     name = "chunked"
     summary = "in-repo exact attention in blocks, linear memory"
     package = "attnbench"
-    revision = 2
+    revision = 3
     options: ClassVar[Mapping[str, Option]] = {
         "query_block": Option(512),
         "key_block": Option(262144),
@@ -45,7 +45,7 @@ class Chunked(Implementation):
         import torch
 
         from .blocks import Blocks, Limits
-        from .kernel import ChunkedAttention, LargeScoresError
+        from .kernel import LargeScoresError, attend
         from .precision import are_small, fastest
 
         dtype, device = tensors.query.dtype, tensors.query.device
@@ -70,17 +70,17 @@ class Chunked(Implementation):
         self._products = f"{str(chosen).removeprefix('torch.')} products, {why}"
 
         def call() -> Any:
-            return ChunkedAttention.apply(*tensors, scale, blocks, chosen)  # type: ignore[no-untyped-call]
+            return attend(*tensors, scale, blocks, chosen)
 
         def wide_call() -> Any:
-            return ChunkedAttention.apply(*tensors, scale, wide_blocks, wide)  # type: ignore[no-untyped-call]
+            return attend(*tensors, scale, wide_blocks, wide)
 
         def call_if_small() -> Any:
             return call() if are_small(tensors.query, tensors.key, scale) else wide_call()
 
         def call_and_look() -> Any:
             try:
-                return ChunkedAttention.apply(*tensors, scale, blocks, chosen, True)  # type: ignore[no-untyped-call]
+                return attend(*tensors, scale, blocks, chosen, look=True)
             except LargeScoresError:
                 return wide_call()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 from ..problem import AttentionProblem
@@ -18,6 +19,8 @@ LEAST_ROWS = 64
 #: Under a causal mask the corner above the diagonal is computed in vain, half the square of a block's rows: fewer rows
 #: waste less, and 16-bit products, where they are fast, need more rows to be so.
 CAUSAL_ROWS = {2: 256, 4: 128, 8: 128}
+#: So many rows of all heads together at least: fewer are done sooner than they are launched, and leave threads idle.
+ROWS_OF_ALL_HEADS = 512
 #: What the sums of key and value gradients may take before heads are done in turn.
 SUMS_BYTES = 32 * 2**20
 
@@ -32,9 +35,19 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Key/value heads of all batches, query rows of each head of their groups, and the parts in which their keys are read."""
+
+    heads: slice
+    rows: slice
+    keys: tuple[slice, ...]
+
+
+@dataclass(frozen=True)
 class Blocks:
     """Query rows (of one head) and keys of a block; what else the number of heads done at once follows from."""
 
+    heads: int
     rows: int
     keys: int
     group: int
@@ -53,11 +66,11 @@ class Blocks:
         keys = min(problem.seq_kv, limits.keys)
         most = min(limits.rows, max(LEAST_ROWS, limits.workspace_bytes // (keys * item_bytes)))
         if problem.is_causal and problem.seq_q > 1:
-            most = min(most, CAUSAL_ROWS[item_bytes])
+            most = min(most, max(CAUSAL_ROWS[item_bytes], ROWS_OF_ALL_HEADS // (problem.batch * problem.heads_kv)))
         rows = _even(problem.seq_q, max(1, most // group))
         return cls(
-            rows, keys, group, problem.seq_q, problem.seq_kv, problem.head_dim, problem.is_causal,
-            limits.workspace_bytes, item_bytes, converts,
+            problem.batch * problem.heads_kv, rows, keys, group, problem.seq_q, problem.seq_kv, problem.head_dim,
+            problem.is_causal, limits.workspace_bytes, item_bytes, converts,
         )  # fmt: skip
 
     @property
@@ -65,30 +78,40 @@ class Blocks:
         """Whether some rows see more keys than a block has."""
         return self.keys < self.seq_kv
 
-    def row_slices(self) -> list[slice]:
-        """All query rows; the last come first, so that under a causal mask buffers begin with their largest size."""
-        return list(_slices(self.seq_q, self.rows))[::-1]
+    @cached_property
+    def forward(self) -> tuple[Block, ...]:
+        """Every block, in the order of the forward pass."""
+        return tuple(self._blocks(range(self.heads), matrices=1))
 
-    def key_slices(self, rows: slice) -> list[slice]:
-        """The blocks of keys that at least one of these query rows sees."""
-        return list(_slices(self._visible(rows), self.keys))
+    @cached_property
+    def backward(self) -> tuple[tuple[slice, tuple[Block, ...]], ...]:
+        """Heads whose gradients of keys and values are summed at the same time, and their blocks.
 
-    def head_slices(self, heads: range, rows: slice, *, matrices: int = 1) -> list[slice]:
-        """Key/value heads, as many at once as the workspace holds with so many matrices of scores of each."""
-        columns = min(self.keys, self._visible(rows))
-        width = max(self.group * (rows.stop - rows.start), self.head_dim if self.converts else 1)
-        fits = max(1, self.workspace_bytes // (matrices * width * columns * self.item_bytes))
-        size = _even(len(heads), fits)
-        return [slice(heads.start + each.start, heads.start + each.stop) for each in _slices(len(heads), size)]
-
-    def head_ranges(self, heads: int) -> list[range]:
-        """Key/value heads whose gradients are summed at the same time."""
-        size = _even(heads, max(1, SUMS_BYTES // (8 * self.seq_kv * self.head_dim)))
-        return [range(each.start, each.stop) for each in _slices(heads, size)]
+        Scores and their gradients are there at once, so that a block has fewer heads.
+        """
+        size = _even(self.heads, max(1, SUMS_BYTES // (8 * self.seq_kv * self.head_dim)))
+        return tuple(
+            (some, tuple(self._blocks(range(some.start, some.stop), matrices=2))) for some in _slices(self.heads, size)
+        )
 
     def first_diagonal_key(self, rows: slice) -> int | None:
         """From this key on some of the rows see less than all; None where the mask hides nothing."""
         return rows.start + self.seq_kv - self.seq_q if self.causal else None
+
+    def _blocks(self, heads: range, *, matrices: int) -> Iterator[Block]:
+        """The last rows come first, so that under a causal mask buffers begin with their largest size."""
+        for rows in list(_slices(self.seq_q, self.rows))[::-1]:
+            keys = tuple(_slices(self._visible(rows), self.keys))
+            for part in self._head_slices(heads, rows, matrices):
+                yield Block(part, rows, keys)
+
+    def _head_slices(self, heads: range, rows: slice, matrices: int) -> Iterator[slice]:
+        """As many heads at once as the workspace holds with so many matrices of scores of each."""
+        columns = min(self.keys, self._visible(rows))
+        width = max(self.group * (rows.stop - rows.start), self.head_dim if self.converts else 1)
+        fits = max(1, self.workspace_bytes // (matrices * width * columns * self.item_bytes))
+        parts = _slices(len(heads), _even(len(heads), fits))
+        return (slice(heads.start + each.start, heads.start + each.stop) for each in parts)
 
     def _visible(self, rows: slice) -> int:
         return rows.stop + self.seq_kv - self.seq_q if self.causal else self.seq_kv
