@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from .cell import Cell
 
 SCHEMA_VERSION = 1
+#: A clock may say zero; a ratio of times needs more.
+LEAST_S = 1e-12
 
 
 class Record(BaseModel):

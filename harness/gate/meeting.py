@@ -45,10 +45,19 @@ def _answer(server: Executor, task: CellTask, deadline_s: float) -> Answer:
 
 
 class _Meeting:
-    """Holds both ends of both pipes, so that opening one waits for nobody and nobody seems gone who has not come yet."""
+    """Holds both ends of both pipes, so that opening one waits for nobody and nobody seems gone who has not come yet.
+
+    Errors: `StoreError` where they cannot be opened.
+    """
 
     def __init__(self, *pipes: str) -> None:
-        self._held = [os.open(pipe, os.O_RDWR | os.O_NONBLOCK) for pipe in pipes]
+        self._held: list[int] = []
+        try:
+            for pipe in pipes:
+                self._held.append(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))
+        except OSError as error:
+            self._leave()
+            raise _no_pipes(error) from error
 
     def hold(self, servers: Sequence[Executor], tasks: Sequence[CellTask], deadline_s: float) -> tuple[Answer, ...]:
         """Until both workers have ended."""
@@ -86,5 +95,9 @@ def _pipes() -> Iterator[tuple[str, str]]:
             for pipe in pipes:
                 os.mkfifo(pipe, 0o600)
         except OSError as error:
-            raise StoreError(f"two workers cannot be given pipes to meet in: {error}") from error
+            raise _no_pipes(error) from error
         yield pipes
+
+
+def _no_pipes(error: OSError) -> StoreError:
+    return StoreError(f"two workers cannot be given pipes to meet in: {error}")

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from ..records import Samples
+from ..records import LEAST_S, Samples
 from .baton import Baton
 from .regions import Region
 from .timing import Budget, Clock, Span, Work, median_interval, no_garbage_collection, warm_up
@@ -23,8 +23,6 @@ from .timing import Budget, Clock, Span, Work, median_interval, no_garbage_colle
 TURN_S = 5e-3
 #: OpenMP's threads spin for milliseconds after their work, on a core that the other worker needs.
 _REST_S, _LONGEST_REST_S = 0.5e-3, 0.05
-#: A clock may say zero; a ratio of times needs more.
-_LEAST_S = 1e-12
 _THREADS = Path("/proc/self/task")
 
 
@@ -122,7 +120,7 @@ class _Turns:
         return (high - low) / 2 < self._budget.precision
 
     def _least(self, turn: list[Span]) -> float:
-        return max(_LEAST_S, min(span.device_s for span in turn) / self._repeats)
+        return max(LEAST_S, min(span.device_s for span in turn) / self._repeats)
 
 
 def keep_to(processors: tuple[int, ...]) -> None:

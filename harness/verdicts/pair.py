@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-#: A clock may say zero; a ratio of times needs more.
-_LEAST_S = 1e-12
+from ..records import LEAST_S
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,9 @@ def spread(pairs: Sequence[Pair]) -> float:
 
 def _median_ratio(base: map[float], candidate: map[float]) -> float:
     return statistics.median(
-        math.log(max(_LEAST_S, other) / max(_LEAST_S, own)) for own, other in zip(base, candidate, strict=True)
+        math.log(max(LEAST_S, other) / max(LEAST_S, own)) for own, other in zip(base, candidate, strict=True)
     )
 
 
 def _median_of(turns: Sequence[Sequence[float]]) -> float:
-    return max(_LEAST_S, statistics.median(time for turn in turns for time in turn))
+    return max(LEAST_S, statistics.median(time for turn in turns for time in turn))
