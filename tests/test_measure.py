@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import sys
@@ -13,7 +14,7 @@ import torch
 
 from attnbench.harness.cell import Cell
 from attnbench.harness.measure.check import check
-from attnbench.harness.measure.inputs import draw, problem_seed
+from attnbench.harness.measure.inputs import draw, problem_seed, turned
 from attnbench.harness.measure.oracle import Selection, Truth, find_truth
 from attnbench.harness.measure.regions import Region
 from attnbench.harness.measure.subject import Subject
@@ -196,6 +197,17 @@ def test_truth_survives_its_file(tmp_path: Path) -> None:
     assert loaded.selection == truth.selection
     assert torch.equal(loaded.references["out"].value, truth.references["out"].value)
     assert loaded.references["out"].max_bound == truth.references["out"].max_bound
+
+
+@pytest.mark.parametrize("seq", [1, 5])
+def test_turned_inputs_are_other_inputs(seq: int) -> None:
+    """Each tensor holds the same magnitudes in other places, once and twice turned; a query and a key alone are turned too."""
+    drawn = draw(AttentionProblem(heads_q=2, heads_kv=2, seq_q=seq, seq_kv=seq, head_dim=8), 0)
+    for one, two, three in zip(drawn, turned(drawn, 1), turned(drawn, 2), strict=True):
+        assert not any(torch.equal(*pair) for pair in itertools.combinations((one, two, three), 2))
+        magnitudes = [each.abs().flatten().sort().values for each in (one, two, three)]
+        assert torch.equal(magnitudes[0], magnitudes[1])
+        assert torch.equal(magnitudes[0], magnitudes[2])
 
 
 def test_inputs_depend_on_the_problem_alone() -> None:

@@ -17,13 +17,13 @@ from ..cell import Cell, Conditions, Float32
 from . import counters, memory, process, proof
 from .check import check, check_follows
 from .cuda import CudaClock
-from .inputs import Inputs, draw, problem_seed
+from .inputs import Inputs, draw, problem_seed, turned
 from .oracle import Selection, Truth, find_truth
 from .reuse import reuses_answers
 from .subject import Subject
 from .timing import Clock, CpuClock
 
-#: Added to a problem's seed: the inputs that the output must follow before the timing, and after it.
+#: How often the inputs are turned that the output must follow before the timing, and after it.
 _SECOND, _THIRD = 1, 2
 #: Truths that are kept: cells of one problem come one after the other.
 _TRUTHS = 4
@@ -66,11 +66,11 @@ class CheckedCell:
 
         Without a median there is no telling whether answers are reused, nor where the process did not have its cores.
         """
-        third = _inputs(self.subject.problem, self.seed, _THIRD)
+        inputs = _inputs(self.subject.problem, self.seed)
+        third = turned(inputs, _THIRD)
         reused = ""
         if median_s is not None:
-            pair = (_inputs(self.subject.problem, self.seed), third)
-            reused = reuses_answers(self.subject, self._clock(), pair, median_s, budget_s)
+            reused = reuses_answers(self.subject, self._clock(), (inputs, third), median_s, budget_s)
             reused = "" if self.void_reason() else reused
         faults = [f"after the timing, {each}" for each in check_follows(self.subject, third, self.seed, self.float32)]
         return faults or ([reused] if reused else [])
@@ -120,8 +120,8 @@ def _check(subject: Subject, seed: int, float32: Float32) -> tuple[float, str]:
     """The checked share and the backend that ran, after both checks of a worker. Errors: `WrongError`."""
     problem = subject.problem
     truth = _truth(problem, seed, backward=subject.has_backward, float32=float32)
-    inputs = _inputs(problem, seed)
-    inputs = inputs._replace(grad_out=truth.selection.restrict_grad_out(inputs.grad_out, problem))
+    drawn = _inputs(problem, seed)
+    inputs = drawn._replace(grad_out=truth.selection.restrict_grad_out(drawn.grad_out, problem))
     operators: set[str] = set()
     with proof.recorded(operators) if subject.implementation.traced else nullcontext():
         first = subject.outputs(inputs.grad_out)
@@ -130,7 +130,7 @@ def _check(subject: Subject, seed: int, float32: Float32) -> tuple[float, str]:
     faults = check(subject, inputs, truth, first).faults
     if not faults:
         backend = subject.implementation.backend(frozenset(operators)) or ""
-        faults = check_follows(subject, _inputs(problem, seed, _SECOND), seed, float32)
+        faults = check_follows(subject, turned(drawn, _SECOND), seed, float32)
     if faults:
         raise WrongError(faults)
     return truth.selection.share(problem), backend
@@ -178,8 +178,8 @@ def _process(conditions: Conditions, threads: int) -> Iterator[None]:
             del os.environ["TORCHINDUCTOR_COMPILE_THREADS"]
 
 
-def _inputs(problem: AttentionProblem, seed: int, number: int = 0) -> Inputs:
-    return draw(problem, problem_seed(problem, seed) + number)
+def _inputs(problem: AttentionProblem, seed: int) -> Inputs:
+    return draw(problem, problem_seed(problem, seed))
 
 
 @lru_cache(maxsize=_TRUTHS)

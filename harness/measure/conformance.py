@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...impls import AttentionProblem, Device, Implementation, Pass, RefusedError
 from .check import check, check_follows
-from .inputs import draw, problem_seed
+from .inputs import draw, problem_seed, turned
 from .oracle import Selection, Truth, find_truth
 from .subject import Subject
 
@@ -50,14 +50,14 @@ def run_case(
     subject = Subject(implementation, problem, passes, str(device))
     inputs = draw(problem, problem_seed(problem, seed))
     subject.place(inputs)
-    inputs = inputs._replace(grad_out=truth.selection.restrict_grad_out(inputs.grad_out, problem))
+    checked = inputs._replace(grad_out=truth.selection.restrict_grad_out(inputs.grad_out, problem))
     try:
         with implementation.context():
             subject.prepare()
-            first = subject.outputs(inputs.grad_out)
-            faults = check(subject, inputs, truth, first).faults
+            first = subject.outputs(checked.grad_out)
+            faults = check(subject, checked, truth, first).faults
             if not faults:
-                faults = check_follows(subject, draw(problem, problem_seed(problem, seed) + 1), seed=seed)
+                faults = check_follows(subject, turned(inputs, 1), seed=seed)
     except RefusedError as error:
         return CaseResult(passes, refusals=(str(error),))
     return CaseResult(passes, faults=tuple(faults))

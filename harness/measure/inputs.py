@@ -34,6 +34,20 @@ def draw(problem: AttentionProblem, seed: int) -> Inputs:
     return Inputs(*(torch.randn(shape, generator=generator).to(dtype) for shape in shapes))
 
 
+#: By how many rows and columns each tensor is turned: differently, so that no two keep their places to each other.
+_STEPS = ((1, 1), (2, 2), (3, 3), (5, 1))
+
+
+def turned(inputs: Inputs, times: int) -> Inputs:
+    """The same numbers in other places, and of another sign: drawing large tensors anew takes seconds."""
+    query, key, value, grad_out = (
+        torch.roll(each, (times * rows, times * columns), dims=(-2, -1))
+        for each, (rows, columns) in zip(inputs, _STEPS, strict=True)
+    )
+    sign = (-1) ** times
+    return Inputs(query, key, sign * value, sign * grad_out)
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """torch's dtype of that name."""
     dtype = getattr(torch, name)

@@ -23,7 +23,7 @@ from .check import check, check_follows
 from .conformance import run_case
 from .cuda import CudaClock, GraphReplay, NvmlWatch
 from .failure import outcome_of
-from .inputs import Inputs, draw, problem_seed
+from .inputs import Inputs, draw, problem_seed, turned
 from .oracle import Selection, Truth, find_truth
 from .origin import origin_of
 from .regions import Region, region_of
@@ -46,7 +46,7 @@ from .tasks import (
 from .timing import Budget, Clock, CpuClock, Work, sample
 from .turns import keep_to, sample_in_turns
 
-#: Added to a problem's seed: the inputs that the output must follow before the timing, and after it.
+#: How often the inputs are turned that the output must follow before the timing, and after it.
 _SECOND, _THIRD = 1, 2
 #: Passes whose kernels are timed by a profiler; the median counts.
 PROFILED_PASSES = 5
@@ -146,6 +146,7 @@ class _Draft:
     phases: dict[str, float] = field(default_factory=dict)
     outcome: Outcome = Outcome.OK
     detail: str = ""
+    inputs: Inputs = field(init=False)
 
     def end(self, outcome: Outcome, detail: str) -> None:
         self.outcome, self.detail = outcome, detail
@@ -186,7 +187,8 @@ class _Draft:
             if self.task.device.startswith("cuda"):
                 torch.cuda.set_device(self.task.device)
             subject = Subject(implementation, cell.problem, cell.passes, self.task.device)
-            subject.place(draw(cell.problem, problem_seed(cell.problem, self.task.seed)))
+            self.inputs = draw(cell.problem, problem_seed(cell.problem, self.task.seed))
+            subject.place(self.inputs)
         return subject
 
     def _refuse(self, implementation: Implementation) -> None:
@@ -197,13 +199,13 @@ class _Draft:
             raise RefusedError("; ".join(map(str, reasons)))
 
     def _check(self, subject: Subject) -> bool:
-        problem, seed = self.task.cell.problem, self.task.seed
+        problem = self.task.cell.problem
         with self._phase("prepare_s"):
             subject.prepare()
         with self._phase("check_s"):
-            inputs = draw(problem, problem_seed(problem, seed))
             truth = Truth.load(Path(self.task.truth_path))
-            inputs = inputs._replace(grad_out=truth.selection.restrict_grad_out(inputs.grad_out, problem))
+            restricted = truth.selection.restrict_grad_out(self.inputs.grad_out, problem)
+            inputs = self.inputs._replace(grad_out=restricted)
             operators: set[str] = set()
             with self._phase("first_call_s"):
                 # What is checked is what is named: the operators of this very call.
@@ -213,13 +215,13 @@ class _Draft:
                     # Its own stream alone: what works on another must have made it wait.
                     torch.cuda.current_stream().synchronize()
             verdict = check(subject, inputs, truth, first)
-            del first, inputs
+            del first, inputs, restricted
             self.fields |= {"accuracy": verdict.accuracy, "checked_share": truth.selection.share(problem)}
             faults = verdict.faults
             if not faults:
                 self.fields["backend"] = subject.implementation.backend(frozenset(operators)) or ""
                 if self.task.measure_time:
-                    faults = self._follows(subject, self._inputs(_SECOND))
+                    faults = self._follows(subject, turned(self.inputs, _SECOND))
         return self._is_right(faults)
 
     def _check_again(self, subject: Subject) -> bool:
@@ -227,12 +229,12 @@ class _Draft:
         with self._phase("check_s"):
             samples = self.fields["samples"]
             assert isinstance(samples, Samples)
-            third = self._inputs(_THIRD)
+            third = turned(self.inputs, _THIRD)
             median_s, budget_s = statistics.median(samples.times_s), self.task.max_time_s
             # A void launch is measured again: what it says of times is not held against anyone.
             reused = ""
             if not self.fields["void"]:
-                reused = reuses_answers(subject, self._clock(subject), (self._inputs(0), third), median_s, budget_s)
+                reused = reuses_answers(subject, self._clock(subject), (self.inputs, third), median_s, budget_s)
             faults = self._follows(subject, third)
         if not self._is_right([f"after the timing, {fault}" for fault in faults]):
             del self.fields["samples"]  # nobody knows what was timed
@@ -240,10 +242,6 @@ class _Draft:
         if reused:
             self.end(Outcome.IMPLAUSIBLE, reused)
         return not reused
-
-    def _inputs(self, number: int) -> Inputs:
-        problem = self.task.cell.problem
-        return draw(problem, problem_seed(problem, self.task.seed) + number)
 
     def _follows(self, subject: Subject, changed: Inputs) -> list[str]:
         return check_follows(subject, changed, self.task.seed, self.task.cell.conditions.float32)
