@@ -19,7 +19,7 @@ from attnbench.harness.gate.pairs import Pairs
 from attnbench.harness.gate.records import Gate, GateLaunch
 from attnbench.harness.records import Outcome, SessionEnded
 from attnbench.harness.store import LAUNCH_FILE
-from attnbench.harness.verdicts.paired import SCREEN_PAIRS
+from attnbench.harness.verdicts.paired import pairs_of_screen
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 PROJECT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ TIMES = 8
 
 def much_slower(repository: Path) -> None:
     """Chunked calls its kernel so often: the least that is seen on any machine, however busy it is."""
-    call = "ChunkedAttention.apply(*tensors, scale, blocks, chosen)"
+    call = "attend(*tensors, scale, blocks, chosen)"
     change(
         repository / "impls" / "chunked" / "__init__.py",
         f"return {call}",
@@ -191,7 +191,7 @@ def test_a_comment_and_an_interrupt(repository: Path, tmp_path: Path, attnbench_
     assert gate.info.candidate.revision == meant
     assert verdicts_of(gate)["chunked"]["verdict"] in ("EQUIVALENT", "INCONCLUSIVE")
     series = Pairs.of(gate.launches()).of_comparison(gate.info.comparisons[0].key)
-    assert len(series.screen) == SCREEN_PAIRS
+    assert len(series.screen) == pairs_of_screen(series)
     ends = [event.status for event in gate.events() if isinstance(event, SessionEnded)]
     assert ends == ["interrupted", "finished"]
     assert_apart(gate, repository)
