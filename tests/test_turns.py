@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from attnbench.harness.cell import Cell
-from attnbench.harness.gate.meeting import Answer, run_in_turns
+from attnbench.harness.gate.meeting import Answer, _Meeting, run_in_turns
 from attnbench.harness.measure.baton import Baton
 from attnbench.harness.measure.regions import Region
 from attnbench.harness.measure.tasks import CellTask, Reply, TruthTask, Turns
@@ -22,6 +22,7 @@ from attnbench.harness.measure.turns import TURN_S, sample_in_turns
 from attnbench.harness.records import Measurement, Outcome, Samples
 from attnbench.harness.run.executor import ServerError
 from attnbench.harness.run.fork_server import ForkServer
+from attnbench.harness.store import StoreError
 from attnbench.impls import AttentionProblem
 
 FAKES = Path(__file__).parent / "plugins" / "fakes.py"
@@ -210,6 +211,15 @@ def test_one_that_fails_leaves_the_other_alone(
     assert found.outcome is Outcome.OK
     assert found.samples is not None
     assert found.samples.turns == ()
+
+
+def test_pipes_that_cannot_be_opened_are_told(tmp_path: Path) -> None:
+    """A gate ends with the words of a file that cannot be used, not with a traceback; the pipe that was open is closed."""
+    os.mkfifo(tmp_path / "pipe")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(StoreError, match="cannot be given pipes to meet in"):
+        _Meeting(str(tmp_path / "pipe"), str(tmp_path / "nowhere"))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_server_that_is_gone_is_told(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from .timing import Span
 #: A device-side sleep before each sample, in cycles: about 1 ms at first, and doubled, up to half a second, as long as the
 #: device begins a sample before the host has queued it.
 GAP_CYCLES, MOST_GAP_CYCLES = 2_000_000, 1_000_000_000
-#: Tries at how long the host waits for a device that has nothing left to do; the longest counts.
+#: Tries at how long the host waits for a device that has nothing left to do; their median counts, as that of samples does.
 IDLE_TRIES = 8
 #: A driver queues about a thousand launches before it makes the host wait; a pass has a handful.
 MOST_REPEATS = 128
@@ -48,7 +49,7 @@ class CudaClock:
             self._flush = (
                 torch.empty(size, dtype=torch.int8, device="cuda") if cuda is torch.cuda else cuda.buffer(size)
             )
-        self._idle_s = max(self._by_events(_Nothing(), 1).outlived_s for _ in range(IDLE_TRIES))
+        self._idle_s = statistics.median(self._by_events(_Nothing(), 1).outlived_s for _ in range(IDLE_TRIES))
 
     def time(self, region: Region, repeats: int) -> Span:
         """Device seconds between the events, and host seconds with synchronisation."""
