@@ -85,6 +85,7 @@ ENDINGS = {
     "fake_instant": (Outcome.INCORRECT, "after the timing, after its inputs were changed in place"),
     "fake_memoised": (Outcome.IMPLAUSIBLE, "more than 4 times the best matrix product|answers are reused"),
     "fake_memoised_slowly": (Outcome.IMPLAUSIBLE, "answers are reused"),
+    "fake_slows_down": (Outcome.OK, ""),
     "fake_flood": (Outcome.OK, ""),
     "sdpa": (Outcome.OK, ""),
 }

@@ -302,6 +302,31 @@ class MemoisedSlowly(Implementation):
 
 
 @register
+class SlowsDown(Implementation):
+    """Right, on a machine that became slow after the timing: nobody reused an answer."""
+
+    name = "fake_slows_down"
+
+    def prepare(self, problem: AttentionProblem, tensors: Tensors) -> Callable[[], Any]:
+        """Naps a little, and long in every call after the inputs that many calls saw were changed."""
+        inner = honest(problem, tensors)
+        seen: list[Any] = []
+        naps = [0.0005]
+
+        def call() -> Any:
+            versions = [each._version for each in tensors]
+            if seen and versions != seen[-1]:
+                if len(seen) > 10:
+                    naps[:] = [0.01]
+                seen.clear()
+            seen.append(versions)
+            time.sleep(naps[0])
+            return inner()
+
+        return call
+
+
+@register
 class MutatesGradOut(Implementation):
     """Right values and gradients, and a changed dO."""
 
