@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from ..api import Implementation, Option, OptionValue, RefusedError, Tensors
+from ..api import Implementation, Option, OptionValue, Tensors
 from ..problem import AttentionProblem
 from ..registry import register
 
@@ -21,74 +21,65 @@ CUDA_FACTOR = 16
 class Chunked(Implementation):
     """The in-repo memory-efficient implementation.
 
-    Options: the most rows and keys of a block, the most MiB of its scores, and the dtype of products: `auto` takes the
-    inputs' own where this machine multiplies it faster and scores are small enough for it, else float32.
+    Options: the most rows and keys of a block, the most MiB of its scores, the dtype of products and the softmax. `auto` takes
+    the inputs' own dtype where this machine multiplies it faster and scores are small enough for it, else float32; there it
+    takes exponentials of small scores `unshifted`, as they are, where that is faster than torch's `fused` softmax.
     """
 
     name = "chunked"
     summary = "in-repo exact attention in blocks, linear memory"
     package = "attnbench"
-    revision = 3
+    revision = 4
     options: ClassVar[Mapping[str, Option]] = {
         "query_block": Option(512),
         "key_block": Option(262144),
         "workspace_mib": Option(8),
         "products": Option("auto", ("auto", "own", "float32")),
+        "softmax": Option("auto", ("auto", "fused", "unshifted")),
     }
 
     def __init__(self, **given: OptionValue) -> None:
         super().__init__(**given)
-        self._products = ""
+        self._why = ""
 
     def prepare(self, problem: AttentionProblem, tensors: Tensors) -> Callable[[], Any]:
-        """Choose the dtype of products and the blocks; everything else is arithmetic."""
+        """Choose how to compute it; everything else is arithmetic."""
         import torch
 
-        from .blocks import Blocks, Limits
+        from .blocks import Limits
         from .kernel import LargeScoresError, attend
-        from .precision import are_small, fastest
+        from .method import choose
+        from .precision import are_ordinary, are_small
 
-        dtype, device = tensors.query.dtype, tensors.query.device
-        factor = CUDA_FACTOR if device.type == "cuda" else 1
+        query, key, value = tensors
+        factor = CUDA_FACTOR if query.device.type == "cuda" else 1
         mib = factor * int(self.option("workspace_mib"))
-        limits = Limits(int(self.option("query_block")), int(self.option("key_block")), mib * 2**20)
-
-        def blocks_in(products: torch.dtype) -> Blocks:
-            return Blocks.of(problem, limits, products.itemsize, converts=products != dtype)
-
-        wide = torch.promote_types(dtype, torch.float32)
-        asked = self.option("products")
-        chosen = {"own": dtype, "float32": wide}.get(str(asked)) or fastest(dtype, device)
-        if blocks_in(chosen).cuts_keys and chosen != wide:
-            if asked == "own":
-                raise RefusedError(
-                    f"products own: needs seq_kv <= key_block ({limits.keys}); an online softmax needs float32"
-                )
-            chosen = wide
-        blocks, wide_blocks, scale = blocks_in(chosen), blocks_in(wide), problem.softmax_scale
-        why = "faster here" if asked == "auto" and device.type == "cpu" and dtype != wide else "as asked or needed"
-        self._products = f"{str(chosen).removeprefix('torch.')} products, {why}"
+        threads = torch.get_num_threads() if query.device.type == "cpu" else 1
+        limits = Limits(int(self.option("query_block")), int(self.option("key_block")), mib * 2**20, threads)
+        products, softmax, scale = str(self.option("products")), str(self.option("softmax")), problem.softmax_scale
+        choice = choose(problem, query.dtype, query.device, limits, products=products, softmax=softmax)
+        fast, safe, self._why = choice.fast, choice.safe, choice.why
 
         def call() -> Any:
-            return attend(*tensors, scale, blocks, chosen)
+            return attend(query, key, value, scale, fast)
 
-        def wide_call() -> Any:
-            return attend(*tensors, scale, wide_blocks, wide)
+        def safe_call() -> Any:
+            return attend(query, key, value, scale, safe)
 
         def call_if_small() -> Any:
-            return call() if are_small(tensors.query, tensors.key, scale) else wide_call()
+            is_small = are_small(query, key, scale) and (not fast.unshifted or are_ordinary(value))
+            return call() if is_small else safe_call()
 
         def call_and_look() -> Any:
             try:
-                return attend(*tensors, scale, blocks, chosen, look=True)
+                return call()
             except LargeScoresError:
-                return wide_call()
+                return safe_call()
 
-        if asked != "auto" or chosen == wide:
-            return call
-        # To bound the scores reads every key; where there are few queries it is less to look at the scores themselves.
-        return call_and_look if problem.group_size * problem.seq_q < problem.head_dim else call_if_small
+        if fast.looks:
+            return call_and_look
+        return call if fast == safe or products == "own" else call_if_small
 
     def backend(self, operators: frozenset[str]) -> str | None:
-        """The dtype of its products, and why."""
-        return self._products
+        """The dtype of its products and the softmax, and why."""
+        return self._why

@@ -21,17 +21,23 @@ LEAST_ROWS = 64
 CAUSAL_ROWS = {2: 256, 4: 128, 8: 128}
 #: So many rows of all heads together at least: fewer are done sooner than they are launched, and leave threads idle.
 ROWS_OF_ALL_HEADS = 512
+#: A head with so many scores in a block is worth a block of its own, where otherwise threads would wait for one of them.
+SCORES_OF_A_THREAD = 2**18
 #: What the sums of key and value gradients may take before heads are done in turn.
 SUMS_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest block: rows of all heads of a group, keys, and bytes of its scores over all heads done at once."""
+    """The largest block: rows of all heads of a group, keys, and bytes of its scores over all heads done at once.
+
+    `threads` share the heads of a block.
+    """
 
     rows: int
     keys: int
     workspace_bytes: int
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Blocks:
     head_dim: int
     causal: bool
     workspace_bytes: int
+    threads: int
     item_bytes: int
     converts: bool
 
@@ -70,7 +77,7 @@ class Blocks:
         rows = _even(problem.seq_q, max(1, most // group))
         return cls(
             problem.batch * problem.heads_kv, rows, keys, group, problem.seq_q, problem.seq_kv, problem.head_dim,
-            problem.is_causal, limits.workspace_bytes, item_bytes, converts,
+            problem.is_causal, limits.workspace_bytes, limits.threads, item_bytes, converts,
         )  # fmt: skip
 
     @property
@@ -110,7 +117,10 @@ class Blocks:
         columns = min(self.keys, self._visible(rows))
         width = max(self.group * (rows.stop - rows.start), self.head_dim if self.converts else 1)
         fits = max(1, self.workspace_bytes // (matrices * width * columns * self.item_bytes))
-        parts = _slices(len(heads), _even(len(heads), fits))
+        size = _even(len(heads), fits)
+        if size > self.threads and width * columns >= SCORES_OF_A_THREAD:
+            size -= size % self.threads
+        parts = _slices(len(heads), size)
         return (slice(heads.start + each.start, heads.start + each.stop) for each in parts)
 
     def _visible(self, rows: slice) -> int:

@@ -8,6 +8,7 @@ longer than the product.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .blocks import Block, Blocks
+from .method import Method
 from .precision import LARGEST_SCORE
 
 #: In float32 a product with fewer rows is faster the other way round: keys times query, then turned.
@@ -33,14 +35,11 @@ class ChunkedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: Blocks, products: torch.dtype,
-        look: bool = False,
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, method: Method) -> Tensor:
         """As `attend`."""
-        out, kept = _attend(query, key, value, scale, blocks, products, look=look, keeps=any(ctx.needs_input_grad))
+        out, kept = _attend(query, key, value, scale, method, keeps=any(ctx.needs_input_grad))
         ctx.save_for_backward(query, key, value, *(kept or ()))
-        ctx.scale, ctx.blocks, ctx.products = scale, blocks, products
+        ctx.scale, ctx.method = scale, method
         return out
 
     @staticmethod
@@ -50,46 +49,38 @@ class ChunkedAttention(torch.autograd.Function):
         query, key, value, *rest = ctx.saved_tensors
         kept = _Kept(*rest) if rest else None
         q, k, v, grad_o = _by_group(query, key), key.flatten(0, 1), value.flatten(0, 1), _by_group(grad_out, key)
-        arithmetic = _Arithmetic(ctx.blocks, ctx.scale, ctx.products, q.device)
+        arithmetic = _Arithmetic(ctx.method, ctx.method.backward, ctx.scale, q.device)
         grad_q, grad_k, grad_v = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (q, k, v))
-        for some, blocks in ctx.blocks.backward:
+        for some, blocks in ctx.method.backward.backward:
             sums = _Sums(grad_k[some], grad_v[some], arithmetic.exact)
             for block in blocks:
                 arithmetic.differentiate(q, k, v, grad_o, block, kept, grad_q, sums.of(block.heads, some.start))
             sums.finish()
-        return grad_q.view(query.shape), grad_k.view(key.shape), grad_v.view(value.shape), None, None, None, None
+        return grad_q.view(query.shape), grad_k.view(key.shape), grad_v.view(value.shape), None, None
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    blocks: Blocks,
-    products: torch.dtype,
-    *,
-    look: bool = False,
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, method: Method) -> Tensor:
     """softmax(scale q k^T, masked) v: query `[B, Hq, Sq, D]`, key and value `[B, Hkv, Skv, D]` -> out `[B, Hq, Sq, D]`.
 
-    `look` at every score. Errors: `LargeScoresError` where one is beyond `LARGEST_SCORE`.
+    Errors: `LargeScoresError` where the method looks and a score is beyond `LARGEST_SCORE`.
     """
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        out: Tensor = ChunkedAttention.apply(query, key, value, scale, blocks, products, look)  # type: ignore[no-untyped-call]
+        out: Tensor = ChunkedAttention.apply(query, key, value, scale, method)  # type: ignore[no-untyped-call]
         return out
-    return _attend(query, key, value, scale, blocks, products, look=look, keeps=False)[0]
+    return _attend(query, key, value, scale, method, keeps=False)[0]
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: Blocks, products: torch.dtype,
-    *, look: bool, keeps: bool,
-) -> tuple[Tensor, _Kept | None]:  # fmt: skip
+    query: Tensor, key: Tensor, value: Tensor, scale: float, method: Method, *, keeps: bool
+) -> tuple[Tensor, _Kept | None]:
     q, k, v = _by_group(query, key), key.flatten(0, 1), value.flatten(0, 1)
-    arithmetic = _Arithmetic(blocks, scale, products, q.device, look=look)
+    arithmetic = _Arithmetic(method, method.forward, scale, q.device)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    kept = _Kept.empty(q, products) if blocks.cuts_keys and keeps else None
-    for block in blocks.forward:
-        if blocks.cuts_keys:
+    kept = _Kept.empty(q, method.products) if keeps and method.backward.cuts_keys else None
+    for block in method.forward.forward:
+        if method.unshifted:
+            arithmetic.attend_unshifted(q, k, v, block, out, kept)
+        elif method.forward.cuts_keys:
             arithmetic.attend_online(q, k, v, block, out, kept)
         else:
             arithmetic.attend(q, k, v, block, out)
@@ -144,14 +135,12 @@ class _Sums:
 class _Arithmetic:
     """What is computed on a block, and the buffers that all blocks share."""
 
-    def __init__(
-        self, blocks: Blocks, scale: float, products: torch.dtype, device: torch.device, *, look: bool = False
-    ) -> None:
-        self._blocks, self._scale, self._products, self._device, self._look = blocks, scale, products, device, look
+    def __init__(self, method: Method, blocks: Blocks, scale: float, device: torch.device) -> None:
+        self._method, self._blocks, self._scale, self._device = method, blocks, scale, device
+        self._products = products = method.products
         #: What sums over blocks are kept in.
         self.exact = torch.promote_types(products, torch.float32)
         self._buffers: dict[str, Tensor] = {}
-        self._corner = _corner(blocks.rows, products, device) if blocks.causal else None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor) -> None:
         """Rows against all keys they see: one softmax and two products. Writes the block's part of `out`."""
@@ -163,6 +152,22 @@ class _Arithmetic:
             torch.bmm(weights, values, out=part.view(*weights.shape[:2], -1))
         else:
             part.copy_(self._product("rows", weights, values).view(part.shape))
+
+    def attend_unshifted(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor, kept: _Kept | None) -> None:
+        """Rows against their keys part by part, of scores so small that no maximum need be taken off them.
+
+        Then exp and a sum take the place of a softmax's three passes, and parts add up as they are. Writes as `attend_online`.
+        """
+        query, part = self._query(q, block), _part(out, block)
+        acc = self._buffer("acc", (*query.rows.shape[:2], v.shape[-1]))
+        total = acc.new_zeros((*acc.shape[:2], 1))
+        for keys in block.keys:
+            weights = self._weights(query, self._taken("k", k, block.heads, keys), block, keys)
+            total.add_(weights.sum(-1, keepdim=True))
+            values, is_first = self._taken("v", v, block.heads, keys), keys is block.keys[0]
+            acc.baddbmm_(weights, values, beta=0 if is_first else 1)
+        part.copy_(acc.div_(total).view(part.shape))
+        self._keep(kept, block, torch.zeros_like(total), total, acc)
 
     def attend_online(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor, kept: _Kept | None) -> None:
         """Rows against their keys part by part. Writes the block's part of `out`, and there what backward needs.
@@ -184,11 +189,8 @@ class _Arithmetic:
             total = total.mul_(rescale).add_(weights.sum(-1, keepdim=True))
             acc.mul_(rescale).baddbmm_(weights, self._taken("v", v, block.heads, keys))
             highest = higher
-        results = (highest, total, acc.div_(total).view(part.shape))
-        part.copy_(results[-1])
-        for tensor, result in zip(kept or (), results, strict=False):
-            stored = _part(tensor, block)
-            stored.copy_(result.view(stored.shape))
+        part.copy_(acc.div_(total).view(part.shape))
+        self._keep(kept, block, highest, total, acc)
 
     def differentiate(
         self, q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, block: Block, kept: _Kept | None,
@@ -221,20 +223,40 @@ class _Arithmetic:
 
     def _scores(self, query: _Query, k_block: Tensor, block: Block, keys: slice) -> Tensor:
         """Scaled scores `[n, G r, c]`, minus infinity where a row does not see a key."""
+        scores = self._all_scores(query, k_block)
+        self._hide(scores, block, keys, torch.Tensor.add_, _addends)
+        return scores
+
+    def _weights(self, query: _Query, k_block: Tensor, block: Block, keys: slice) -> Tensor:
+        """The exponentials of scores that are small, 0 where a row does not see a key: exp is slow at minus infinity."""
+        weights = self._all_scores(query, k_block).exp_()
+        self._hide(weights, block, keys, torch.Tensor.mul_, _factors)
+        return weights
+
+    def _all_scores(self, query: _Query, k_block: Tensor) -> Tensor:
+        """Scaled scores `[n, G r, c]`, of hidden keys as well."""
         rows, factor = query
         if rows.shape[1] <= FEW_ROWS and self._products == torch.float32 and self._device.type == "cpu":
             turned = self._product("turned", k_block, rows.transpose(1, 2)).transpose(1, 2)
             scores = torch.mul(turned, factor, out=self._buffer("scores", turned.shape))
         else:
             scores = self._product("scores", rows, k_block.transpose(1, 2), factor)
-        if self._look and max(map(abs, map(float, torch.aminmax(scores)))) > LARGEST_SCORE:
+        if self._method.looks and max(map(abs, map(float, torch.aminmax(scores)))) > LARGEST_SCORE:
             raise LargeScoresError
-        first = self._blocks.first_diagonal_key(block.rows)
-        if self._corner is not None and first is not None and keys.stop - 1 > first:
-            count, begin = block.rows.stop - block.rows.start, max(keys.start, first)
-            corner = self._corner[:count, begin - first : keys.stop - first]
-            scores.view(scores.shape[0], -1, count, scores.shape[-1])[..., begin - keys.start :].add_(corner)
         return scores
+
+    def _hide(
+        self, matrix: Tensor, block: Block, keys: slice, apply: Callable[[Tensor, Tensor], Tensor],
+        mask: Callable[[int, torch.dtype, torch.device], Tensor],
+    ) -> None:  # fmt: skip
+        """Apply a mask to those columns of a matrix `[n, G r, c]` that lie on the diagonal, in place."""
+        first = self._blocks.first_diagonal_key(block.rows)
+        if first is None or keys.stop - 1 <= first:
+            return
+        count, begin = block.rows.stop - block.rows.start, max(keys.start, first)
+        columns = matrix.view(matrix.shape[0], -1, count, matrix.shape[-1])[..., begin - keys.start :]
+        whole = mask(self._blocks.rows, self._products, self._device)
+        apply(columns, whole[:count, begin - first : keys.stop - first])
 
     def _query(self, q: Tensor, block: Block) -> _Query:
         """A float32 product takes a factor at no cost; 16-bit rows are scaled before."""
@@ -263,6 +285,13 @@ class _Arithmetic:
         else:
             total.add_(self._product("addend", left, right, factor))
 
+    @staticmethod
+    def _keep(kept: _Kept | None, block: Block, *results: Tensor) -> None:
+        """Write a block's part of what backward needs."""
+        for tensor, result in zip(kept or (), results, strict=False):
+            stored = _part(tensor, block)
+            stored.copy_(result.view(stored.shape))
+
     def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A buffer of this shape in the dtype of products; what it held before is lost."""
         held = self._buffers.get(name)
@@ -283,9 +312,15 @@ def _narrowed(tensor: Tensor, dim: int, to: slice) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _corner(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What a block on the diagonal adds to its last columns: row t sees key t of them and those before."""
+def _addends(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to scores on the diagonal: row t sees key t of them and those before."""
     return torch.full((rows, rows), -math.inf, dtype=dtype, device=device).triu_(1)
+
+
+@lru_cache(maxsize=4)
+def _factors(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What exponentials of scores on the diagonal are multiplied by."""
+    return torch.ones((rows, rows), dtype=dtype, device=device).tril_()
 
 
 def _softmax_gradient(weights: Tensor, grad_weights: Tensor, delta: Tensor | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 #: Scores of a 16-bit product are rounded by up to 2**-9 of their size (bfloat16), as eager attention rounds them. Up to
 #: this size that is the error of one step among others; far beyond it a softmax of them is another softmax.
 LARGEST_SCORE = 32.0
-#: The inputs' own dtype must be this much faster than the more accurate float32.
+#: exp(32) is 8e13: between these no value that counts leaves float32 when it is multiplied by it, or divided.
+ORDINARY = (2.0**-60, 2.0**60)
+#: The inputs' own dtype must be this much faster than the more accurate float32, and so must what leaves out a step.
 ADVANTAGE = 1.2
 #: Shapes of the race, small first: a CPU without 16-bit products may take a thousand times longer, and is not asked further.
 _SMALL, _LARGE, _HOPELESS = (64, 64, 64), (512, 64, 512), 8
@@ -29,26 +32,59 @@ def fastest(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 @torch.no_grad()
 def are_small(query: Tensor, key: Tensor, scale: float) -> bool:
     """Whether no score can exceed `LARGEST_SCORE`: |q . k| <= |q| |k| (Cauchy and Schwarz)."""
-    longest_query, longest_key = (float(torch.linalg.vector_norm(each, dim=-1).max()) for each in (query, key))
-    return abs(scale) * longest_query * longest_key <= LARGEST_SCORE
+    return abs(scale) * _longest(query) * _longest(key) <= LARGEST_SCORE
+
+
+@torch.no_grad()
+def are_ordinary(value: Tensor) -> bool:
+    """Whether `value` can be multiplied by `exp` of scores up to `LARGEST_SCORE`, and summed over any number of keys."""
+    return ORDINARY[0] <= _longest(value) <= ORDINARY[1]
+
+
+def _longest(tensor: Tensor) -> float:
+    """The largest Euclidean norm of a row."""
+    # In float16 torch's norm takes ten times as long, and overflows.
+    dtype = torch.float32 if tensor.dtype == torch.float16 else None
+    return float(torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype).max())
+
+
+def exp_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether exponentials and their sums take clearly less than torch's softmax here; not asked on CUDA, as above."""
+    return device.type == "cpu" and _exp_wins(dtype, torch.get_num_threads())
+
+
+@cache
+def _exp_wins(dtype: torch.dtype, _threads: int) -> bool:
+    scores = torch.zeros(_LARGE[0], _LARGE[2], dtype=dtype)
+    out, total = torch.empty_like(scores), torch.empty(len(scores), dtype=dtype)
+
+    def exponentials() -> None:
+        torch.exp(scores, out=out)
+        torch.sum(out, -1, out=total)
+
+    return ADVANTAGE * _least_s(exponentials) < _least_s(lambda: torch.softmax(scores, -1, out=out))
 
 
 @cache
 def _winner(dtype: torch.dtype, _threads: int) -> torch.dtype:
-    if dtype == torch.float32 or _seconds(dtype, _SMALL) > _HOPELESS * _seconds(torch.float32, _SMALL):
+    if dtype == torch.float32 or _product_s(dtype, _SMALL) > _HOPELESS * _product_s(torch.float32, _SMALL):
         return torch.float32
-    own, single = (_seconds(each, _LARGE) for each in (dtype, torch.float32))
+    own, single = (_product_s(each, _LARGE) for each in (dtype, torch.float32))
     return dtype if own * ADVANTAGE < single else torch.float32
 
 
-def _seconds(dtype: torch.dtype, shape: tuple[int, int, int]) -> float:
+def _product_s(dtype: torch.dtype, shape: tuple[int, int, int]) -> float:
     rows, inner, columns = shape
     left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, columns, dtype=dtype)
     out = torch.empty(rows, columns, dtype=dtype)
+    return _least_s(lambda: torch.mm(left, right, out=out))
+
+
+def _least_s(call: Callable[[], object]) -> float:
     times: list[float] = []
     begin = time.perf_counter()
     while len(times) < _CALLS or time.perf_counter() - begin < _RACE_S:
         before = time.perf_counter()
-        torch.mm(left, right, out=out)
+        call()
         times.append(time.perf_counter() - before)
     return min(times)

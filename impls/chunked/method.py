@@ -1,0 +1,90 @@
+"""How a problem is computed: the dtype of products, the softmax and the blocks, by what this machine does faster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..api import RefusedError
+from ..problem import AttentionProblem
+from .blocks import Blocks, Limits
+from .precision import exp_is_faster, fastest
+
+#: Where no maximum is taken off the scores, parts of a row's keys add up at no cost, and so many at least stay in cache.
+UNSHIFTED_KEYS = 512
+#: To bound scores three tensors are read: it pays where there are so many times more scores than elements to read. What it
+#: takes besides is as long as so many elements.
+SCORES_PER_ELEMENT, ELEMENTS_MORE = 3, 2**18
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to compute attention. `products` is the dtype of both products, and of what is between them.
+
+    `unshifted` takes no maximum off the scores before it takes their exponentials, forwards: for small scores. `looks` at every
+    score, and gives up at a large one.
+    """
+
+    products: torch.dtype
+    forward: Blocks
+    backward: Blocks
+    unshifted: bool = False
+    looks: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and why: `fast` for scores that are small, `safe` for any; they may be the same."""
+
+    fast: Method
+    safe: Method
+    why: str
+
+
+def choose(
+    problem: AttentionProblem, dtype: torch.dtype, device: torch.device, limits: Limits, *, products: str, softmax: str
+) -> Choice:
+    """The faster method here, where `products` and `softmax` are "auto", else the one asked for.
+
+    Errors: `RefusedError` where 16-bit products are asked for what needs float32.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    chosen = {"own": dtype, "float32": wide}.get(products) or fastest(dtype, device)
+
+    def method(of: torch.dtype) -> Method:
+        blocks = Blocks.of(problem, limits, of.itemsize, converts=of != dtype)
+        return Method(of, blocks, blocks)
+
+    safe, fast = method(wide), method(chosen)
+    if chosen != wide and (fast.forward.cuts_keys or softmax == "unshifted"):
+        if products == "own":
+            raise RefusedError(
+                f"products own: needs seq_kv <= key_block ({limits.keys}) and softmax auto or fused; "
+                "sums over parts of the keys need float32"
+            )
+        fast = safe
+    is_free = products == "auto" and device.type == "cpu" and dtype != wide
+    why = f"{str(fast.products).removeprefix('torch.')} products, {'faster here' if is_free else 'as asked or needed'}"
+    if fast != safe:
+        # To bound the scores reads every key; where there are few queries it is less to look at the scores themselves.
+        looks = products == "auto" and problem.group_size * problem.seq_q < problem.head_dim
+        return Choice(replace(fast, looks=looks), safe, why)
+    if softmax == "unshifted" or (softmax == "auto" and _pays(problem) and exp_is_faster(wide, device)):
+        blocks = Blocks.of(problem, _in_parts(limits, problem, wide), wide.itemsize, converts=wide != dtype)
+        fast, why = replace(safe, forward=blocks, unshifted=True), f"{why}; softmax unshifted where scores are small"
+    return Choice(fast, safe, why)
+
+
+def _in_parts(limits: Limits, problem: AttentionProblem, products: torch.dtype) -> Limits:
+    """As many keys as fill the workspace with all heads, but no fewer than `UNSHIFTED_KEYS`."""
+    rows = problem.batch * problem.heads_kv * min(limits.rows, problem.group_size * problem.seq_q)
+    fitting = limits.workspace_bytes // (rows * products.itemsize)
+    return replace(limits, keys=min(limits.keys, max(UNSHIFTED_KEYS, fitting)))
+
+
+def _pays(problem: AttentionProblem) -> bool:
+    """Whether there are so many scores that what is spared at each makes up for reading the tensors to bound them."""
+    read = (problem.group_size * problem.seq_q + 2 * problem.seq_kv) * problem.head_dim
+    heads = problem.batch * problem.heads_kv
+    return heads * problem.group_size * problem.pairs > SCORES_PER_ELEMENT * (heads * read + ELEMENTS_MORE)
