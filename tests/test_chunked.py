@@ -20,9 +20,10 @@ from attnbench.harness.measure.subject import Subject
 from attnbench.harness.measure.tasks import CellTask, TruthTask
 from attnbench.harness.records import Measurement
 from attnbench.harness.run.fork_server import ForkServer
-from attnbench.impls import AttentionProblem, get
+from attnbench.impls import AttentionProblem, RefusedError, Tensors, get
 from attnbench.impls.chunked.blocks import Blocks, Limits
 from attnbench.impls.chunked.kernel import ChunkedAttention
+from attnbench.impls.chunked.method import Method
 
 DEVICE = environment.find_device("cpu")
 MULTIPLIES_BFLOAT16 = "avx512_bf16" in str(environment.describe(DEVICE)["strict"]["cpu_flags"])
@@ -33,7 +34,17 @@ CHOICES: list[dict[str, Any]] = [
     {"products": "own", "query_block": 100},
     {"products": "float32", "query_block": 48, "key_block": 64},
     {"key_block": 32, "workspace_mib": 1},
+    {"softmax": "fused"},
+    {"softmax": "unshifted"},
+    {"products": "float32", "softmax": "unshifted", "query_block": 48, "key_block": 64},
 ]
+#: Keys whole or cut, and the softmax fused or unshifted.
+METHODS = [(cut, unshifted) for cut in (False, True) for unshifted in (False, True)]
+
+
+def _method(problem: AttentionProblem, limits: Limits, products: torch.dtype, *, unshifted: bool) -> Method:
+    blocks = Blocks.of(problem, limits, products.itemsize, converts=False)
+    return Method(products, blocks, blocks, unshifted=unshifted)
 
 
 @pytest.mark.parametrize("options", CHOICES, ids=str)
@@ -47,16 +58,16 @@ def test_every_choice_is_right(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("mask", ["full", "causal"])
-@pytest.mark.parametrize("cut", [False, True])
-def test_gradients_by_finite_differences(mask: str, cut: bool) -> None:
-    """In float64 gradients agree with finite differences, grouped and rectangular, with keys whole and cut."""
+@pytest.mark.parametrize(("cut", "unshifted"), METHODS)
+def test_gradients_by_finite_differences(mask: str, cut: bool, unshifted: bool) -> None:
+    """In float64 gradients agree with finite differences, grouped and rectangular, by every method."""
     problem = AttentionProblem(batch=2, heads_q=4, heads_kv=2, seq_q=5, seq_kv=9, head_dim=3, mask=mask)
     generator = torch.Generator().manual_seed(0)
     shapes = (problem.query_shape, problem.key_shape, problem.key_shape)
     inputs = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
-    blocks = Blocks.of(problem, Limits(4, 4 if cut else 99, 2**20), 8, converts=False)
-    assert blocks.cuts_keys is cut
-    assert torch.autograd.gradcheck(lambda *each: ChunkedAttention.apply(*each, 0.6, blocks, torch.float64), inputs)
+    method = _method(problem, Limits(4, 4 if cut else 99, 2**20), torch.float64, unshifted=unshifted)
+    assert method.forward.cuts_keys is cut
+    assert torch.autograd.gradcheck(lambda *each: ChunkedAttention.apply(*each, 0.6, method), inputs)
 
 
 def _scaled(problem: AttentionProblem, factor: float) -> Inputs:
@@ -65,7 +76,7 @@ def _scaled(problem: AttentionProblem, factor: float) -> Inputs:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("options", [{}, {"key_block": 50}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"key_block": 50}, {"softmax": "unshifted"}], ids=str)
 def test_large_scores_stay_right(dtype: Any, options: dict[str, Any]) -> None:
     """Scores to +-1e4 and more, where a row sees one key alone, are finite and as near as float32 products come."""
     problem = AttentionProblem(heads_q=2, heads_kv=2, seq_q=150, seq_kv=150, head_dim=64, dtype=dtype, mask="causal")
@@ -91,6 +102,23 @@ def test_skewed_rows_stay_right() -> None:
         assert not _faults(problem, inputs, options)
 
 
+@pytest.mark.parametrize("factor", [0.0, 1e-30, 1.0, 1e30])
+def test_values_of_any_size_stay_right(factor: float) -> None:
+    """Values that exponentials of up to e**32 would push out of float32 are kept from them."""
+    problem = AttentionProblem(heads_q=2, heads_kv=2, seq_q=64, seq_kv=300, head_dim=64)
+    inputs = _scaled(problem, 1.5)
+    inputs = inputs._replace(value=inputs.value * factor, grad_out=inputs.grad_out / max(factor, 1.0))
+    assert not _faults(problem, inputs, {"softmax": "unshifted"})
+
+
+def test_unshifted_sums_of_16_bit_products_are_refused() -> None:
+    """Sums over parts need float32: who asks for both is told."""
+    tensors = Tensors(*(torch.zeros(1, 1, 8, 8, dtype=torch.bfloat16) for _ in range(3)))
+    problem = AttentionProblem(heads_q=1, heads_kv=1, seq_q=8, seq_kv=8, head_dim=8, dtype="bfloat16")
+    with pytest.raises(RefusedError, match="softmax auto or fused"):
+        get("chunked", {"products": "own", "softmax": "unshifted"}).prepare(problem, tensors)
+
+
 def _faults(problem: AttentionProblem, inputs: Inputs, options: dict[str, Any]) -> list[str]:
     truth = find_truth(problem, inputs, Selection.within(problem, backward=True, seed=0), backward=True)
     subject = Subject(get("chunked", options), problem, "forward_backward", "cpu")
@@ -99,16 +127,16 @@ def _faults(problem: AttentionProblem, inputs: Inputs, options: dict[str, Any]) 
     return check(subject, inputs, truth, subject.outputs(inputs.grad_out)).faults
 
 
-@pytest.mark.parametrize("cut", [False, True])
-def test_strided_inputs_are_right(cut: bool) -> None:
+@pytest.mark.parametrize(("cut", "unshifted"), METHODS)
+def test_strided_inputs_are_right(cut: bool, unshifted: bool) -> None:
     """Views of `[B, S, H, D]`, and every second of a larger tensor's elements, give what their copies give."""
     problem = AttentionProblem(batch=2, heads_q=4, heads_kv=2, seq_q=33, seq_kv=70, head_dim=16, mask="causal")
-    blocks = Blocks.of(problem, Limits(16, 32 if cut else 999, 2**20), 4, converts=False)
+    method = _method(problem, Limits(16, 32 if cut else 999, 2**20), torch.float32, unshifted=unshifted)
     shapes = (problem.query_shape, problem.key_shape, problem.key_shape)
 
     def run(inputs: list[torch.Tensor], grad_out: torch.Tensor) -> list[torch.Tensor]:
         leaves = [each.requires_grad_() for each in inputs]
-        out = ChunkedAttention.apply(*leaves, 0.25, blocks, torch.float32)  # type: ignore[no-untyped-call]
+        out = ChunkedAttention.apply(*leaves, 0.25, method)  # type: ignore[no-untyped-call]
         return [out, *torch.autograd.grad(out, leaves, grad_out)]
 
     plain = [torch.randn(shape) for shape in shapes]
@@ -149,6 +177,7 @@ def test_is_deterministic() -> None:
         (257, 1000, "causal", (6, 3), Limits(48, 64, 2**20)),
         (1, 4096, "full", (32, 8), Limits(512, 65536, 8 * 2**20)),
         (997, 997, "full", (3, 1), Limits(512, 100, 2**20)),
+        (600, 600, "full", (3, 3), Limits(512, 65536, 8 * 2**20, threads=2)),
     ],
 )
 def test_blocks_visit_what_is_visible_once(
