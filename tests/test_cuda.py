@@ -20,7 +20,7 @@ from torch._C._autograd import DeviceType
 from attnbench.harness import contract, environment
 from attnbench.harness.cell import Cell, Conditions
 from attnbench.harness.config import ConfigError, load_config
-from attnbench.harness.measure import ceilings, counters, process, proof, worker
+from attnbench.harness.measure import ceilings, counters, launch, process, proof, worker
 from attnbench.harness.measure.conformance import run_case, truth_of
 from attnbench.harness.measure.cuda import CudaClock, CudaMemoryMeter, EmptyCaptureError, GraphReplay, NvmlWatch
 from attnbench.harness.measure.oracle import Truth
@@ -363,7 +363,7 @@ def gpu_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("fix_allocator", "fix_threads", "fix_precision", "protect_host", "quiet_compilers"):
         monkeypatch.setattr(process, name, lambda *_, **__: None)
     monkeypatch.setattr(counters, "void_reason", lambda *_: "")  # whatever this machine does meanwhile
-    monkeypatch.setattr(worker._Draft, "_is_on_cuda", staticmethod(lambda _: True))
+    monkeypatch.setattr(launch._Draft, "_is_on_cuda", staticmethod(lambda _: True))
     monkeypatch.setattr(worker, "CudaClock", HostClock)
     monkeypatch.setattr(NvmlWatch, "open", lambda index: NvmlWatch(index, SimulatedNvml(0)))
 
@@ -378,7 +378,7 @@ def measured(folder: Path, conditions: Conditions = Conditions(), **changes: Any
     worker.perform(TruthTask(**common, problem=PROBLEM, backward=False, truth_path=truth))
     cell = Cell(implementation="naive", problem=PROBLEM, passes="forward", conditions=conditions)
     budget = {"min_time_s": 0.001, "max_time_s": 0.01, "precision": 0.01, "measure_memory": False}
-    return worker.measure_cell(CellTask(**common, **budget, cell=cell, truth_path=truth, name_kernels=True, **changes))
+    return launch.measure_cell(CellTask(**common, **budget, cell=cell, truth_path=truth, name_kernels=True, **changes))
 
 
 @pytest.mark.usefixtures("gpu_worker")

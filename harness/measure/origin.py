@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from ...impls import Implementation
+from ...impls import Implementation, OptionValue, get, load_plugin, names
 from .tasks import Bounds
 
 
 class StrayError(RuntimeError):
     """The code under test lies outside its arm."""
+
+
+def find(
+    name: str, options: Mapping[str, OptionValue], plugins: Sequence[str], *, is_bounded: bool = False
+) -> Implementation:
+    """The implementation of this name; plugins are loaded until one of them brings it: a plugin touches no other cell.
+
+    In a gate's arm a module is one that the arm has installed; elsewhere the current folder may have it too.
+    """
+    for plugin in plugins:
+        if name in names():
+            break
+        if is_bounded and not plugin.endswith(".py"):
+            importlib.import_module(plugin)
+        else:
+            load_plugin(plugin)
+    return get(name, options)
 
 
 def origin_of(implementation: Implementation, bounds: Bounds) -> str:

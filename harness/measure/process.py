@@ -23,6 +23,15 @@ _THRESHOLDS: dict[str, tuple[int, int]] = {"steady": (32 * MIB, 64 * MIB), "resi
 RESERVE_BYTES = 1024 * MIB
 
 
+def fix(conditions: Conditions, threads: int) -> None:
+    """Everything that a launch's conditions ask for."""
+    fix_allocator(conditions.allocator)
+    protect_host(limit_memory=conditions.device == "cpu")
+    fix_threads(threads)
+    fix_precision(conditions)
+    quiet_compilers()
+
+
 def fix_allocator(allocator: Allocator) -> None:
     """Set glibc's thresholds; elsewhere, and for `system`, nothing."""
     if allocator in _THRESHOLDS:
