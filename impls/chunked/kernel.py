@@ -137,9 +137,9 @@ class _Arithmetic:
 
     def __init__(self, method: Method, blocks: Blocks, scale: float, device: torch.device) -> None:
         self._method, self._blocks, self._scale, self._device = method, blocks, scale, device
-        self._products = products = method.products
+        self._products = method.products
         #: What sums over blocks are kept in.
-        self.exact = torch.promote_types(products, torch.float32)
+        self.exact = torch.promote_types(self._products, torch.float32)
         self._buffers: dict[str, Tensor] = {}
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor) -> None:
