@@ -364,7 +364,7 @@ def gpu_worker(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(process, name, lambda *_, **__: None)
     monkeypatch.setattr(counters, "void_reason", lambda *_: "")  # whatever this machine does meanwhile
     monkeypatch.setattr(launch._Draft, "_is_on_cuda", staticmethod(lambda _: True))
-    monkeypatch.setattr(worker, "CudaClock", HostClock)
+    monkeypatch.setattr(launch, "CudaClock", HostClock)
     monkeypatch.setattr(NvmlWatch, "open", lambda index: NvmlWatch(index, SimulatedNvml(0)))
 
 

@@ -319,16 +319,22 @@ def _sums(part: _Part, exact: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
     """What the rounding of float32 sums scales with, element by element: sums of absolute terms, and roots of sums of squares.
 
     The terms of out are P v, of dv P dO, of dq and dk `scale P (|dP| + |delta|)` times k or q. dP itself is a sum over D
-    whose terms may cancel, so it counts with at least the root of its terms' squares.
+    whose terms may cancel, so it counts with at least the root of its terms' squares. So is a score: P is as uncertain as
+    its terms' root makes it, which out and dv have on top of their terms, as the root of squares.
     """
     query, key, value = part.query.double(), part.key.double(), part.value.double()
-    absolute: dict[str, Tensor] = {name: exact[name] for name in ("out", "dv") if name in exact}
+    absolute: dict[str, Tensor] = {name: exact[name].abs() for name in ("out", "dv") if name in exact}
     out: list[Tensor] = []
+    unsure: list[Tensor] = []
     dq: list[tuple[Tensor, Tensor]] = []
-    dk, dk_squares, dv_squares = torch.zeros_like(key), torch.zeros_like(key), torch.zeros_like(value)
+    dk, dk_squares = torch.zeros_like(key), torch.zeros_like(key)
+    dv_squares, dv_unsure = torch.zeros_like(value), torch.zeros_like(value)
     for block in part.blocks():
         weights = _weights(part, query, key, block, _keep)
         out.append((weights.square() @ value.square()).sqrt())
+        score_squares = part.problem.softmax_scale**2 * (query[:, block].square() @ key.square().T)
+        uncertain = weights.square() * score_squares
+        unsure.append((uncertain @ value.square()).sqrt())
         if part.grad_out is None:
             continue
         grad_out = part.grad_out[:, block].double()
@@ -339,8 +345,11 @@ def _sums(part: _Part, exact: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
         dk += torch.einsum("grk,grd->kd", terms, query[:, block].abs())
         dk_squares += torch.einsum("grk,grd->kd", terms.square(), query[:, block].square())
         dv_squares += torch.einsum("grk,grd->kd", weights.square(), grad_out.square())
+        dv_unsure += torch.einsum("grk,grd->kd", uncertain, grad_out.square())
     spread = {"out": torch.cat(out, dim=1)}
+    absolute["out"] += torch.cat(unsure, dim=1)
     if part.grad_out is not None:
+        absolute["dv"] += dv_unsure.sqrt()
         absolute |= {"dq": torch.cat([each for each, _ in dq], dim=1), "dk": dk}
         spread |= {"dq": torch.cat([each for _, each in dq], dim=1), "dk": dk_squares.sqrt(), "dv": dv_squares.sqrt()}
     return absolute, spread
