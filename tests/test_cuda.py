@@ -426,10 +426,10 @@ def test_throttle_trace_voids_the_right_launches(tmp_path: Path, monkeypatch: py
 def test_capture_of_nothing_ends_the_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the graph holds no kernel the launch is an error in words, and has no time."""
     replay = functools.partial(GraphReplay, cuda=SimulatedCuda(), kernels_of=lambda call: ())
-    monkeypatch.setattr(worker, "GraphReplay", replay)
-    launch = measured(tmp_path, Conditions(cuda_graph=True))
-    assert (launch.outcome, launch.samples) == (Outcome.ERROR, None)
-    assert "the CUDA graph was captured, but replaying it launches no kernel" in launch.detail
+    monkeypatch.setattr(launch, "GraphReplay", replay)
+    ended = measured(tmp_path, Conditions(cuda_graph=True))
+    assert (ended.outcome, ended.samples) == (Outcome.ERROR, None)
+    assert "the CUDA graph was captured, but replaying it launches no kernel" in ended.detail
 
 
 @pytest.mark.usefixtures("gpu_worker")
