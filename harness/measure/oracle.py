@@ -28,7 +28,7 @@ RMS_ELEMENTS = 4096
 #: A block of the rule (c): this many rows of one head at least, and `RMS_ELEMENTS` elements.
 BLOCK_ROWS = 64
 #: How much more than (b) allows a single block may have: torch's flash kernel reaches 1.05 in dv of grouped queries in
-#: bfloat16, which it rounds head by head; every other honest block that was tried stays below 0.9.
+#: bfloat16, which it rounds head by head, and 1.01 in float16 in sums over 16 rows; every other one stays below 0.9.
 BLOCK_SLACK = 1.5
 
 
@@ -165,22 +165,24 @@ def find_truth(
     if not all(_usable(yards[name], value) for name, value in values.items()):
         yards = _stacked([_attention(part, torch.float32, _keep, precision.step) for part in parts])
     absolute, spread = (_stacked([each[kind] for each in sums]) for kind in (0, 1))
+    slack = BLOCK_SLACK if selection.rows is not None and len(selection.rows) < BLOCK_ROWS else 1.0
     references = {
-        name: bounds(name, value, yards[name], absolute[name], spread[name], precision)
+        name: bounds(name, value, yards[name], absolute[name], spread[name], precision, slack)
         for name, value in values.items()
     }
     return Truth(selection, references)
 
 
 def bounds(
-    name: str, value: Tensor, yard: Tensor, absolute: Tensor, spread: Tensor, precision: _Precision
+    name: str, value: Tensor, yard: Tensor, absolute: Tensor, spread: Tensor, precision: _Precision, slack: float = 1.0
 ) -> Reference:
     """The rule of correctness for one tensor.
 
     (a) max|x - ref| <= factor max|yard - ref| + max(2 max|(ref + 0.3 - 0.3) - ref|, eps(dtype) max|ref|)
     + 4 eps(float32) A, factor 2 for out and 3 for gradients, twice that in float32, A the largest sum of absolute terms.
     (b) from 4,096 elements on, rms(x - ref) <= 2 rms(yard - ref), 4 in float32, + 4 eps(float32) rms(R), R the root of
-    the sum of squared terms: without it a gradient that is truly zero (a single key) must be zero to the last bit.
+    the sum of squared terms: without it a gradient that is truly zero (a single key) must be zero to the last bit. `slack`
+    times that where fewer rows than a block of (c) are checked.
     (c) the same as (b) with `BLOCK_SLACK` times the bound for every block of rows of a head, so that a few wrong rows
     do not hide among many right ones.
     Source of (a) without its last two terms: flash-attention, tests/test_flash_attn.py.
@@ -194,7 +196,7 @@ def bounds(
     max_bound = factor * error.max().item() + own_rounding + summation * absolute.abs().max().item()
     rms_bound = None
     if value.numel() >= RMS_ELEMENTS:
-        rms_bound = precision.factor * rms(error) + summation * rms(spread)
+        rms_bound = slack * (precision.factor * rms(error) + summation * rms(spread))
     block_bounds = None
     if (error_blocks := block_rms(error)) is not None and (spread_blocks := block_rms(spread)) is not None:
         block_bounds = BLOCK_SLACK * (precision.factor * error_blocks + summation * spread_blocks)
