@@ -124,14 +124,13 @@ def _environment() -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ENDINGS)
 def test_ends_as_its_outcome(name: str, launches: list[Launch]) -> None:
-    """Each fake ends as what it is, with a detail that says so; a void launch says nothing of times."""
+    """Each fake ends as what it is, with a detail that says so; a void launch says little, where another one counts."""
     outcome, words = ENDINGS[name]
     first = [
-        each
-        for each in launches
-        if each.implementation == name and each.round == 0 and each.name.endswith("/forward") and not each.void
+        each for each in launches if each.implementation == name and each.round == 0 and each.name.endswith("/forward")
     ]
     assert first
+    first = [each for each in first if not each.void] or first
     assert all(each.outcome is outcome for each in first)
     assert all(re.search(words, each.detail) for each in first)
 
