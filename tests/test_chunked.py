@@ -86,6 +86,12 @@ def test_large_scores_stay_right(dtype: Any, options: dict[str, Any]) -> None:
     assert not _faults(problem, inputs, options)
 
 
+def test_own_float32_products_bear_large_scores_unshifted() -> None:
+    """Products asked for in the inputs' own float32 do not take the guard off the exponentials."""
+    problem = AttentionProblem(heads_q=2, heads_kv=2, seq_q=150, seq_kv=150, head_dim=64, mask="causal")
+    assert not _faults(problem, _scaled(problem, 3000.0), {"products": "own", "softmax": "unshifted"})
+
+
 def test_one_query_with_large_scores_stays_right() -> None:
     """Where queries are few the scores themselves are looked at, and products are computed again in float32."""
     problem = AttentionProblem(heads_q=4, heads_kv=2, seq_q=1, seq_kv=150, head_dim=64, dtype="bfloat16")

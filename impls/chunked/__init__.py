@@ -78,7 +78,10 @@ class Chunked(Implementation):
 
         if fast.looks:
             return call_and_look
-        return call if fast == safe or products == "own" else call_if_small
+        is_asked = (
+            products == "own" and not fast.unshifted
+        )  # 16-bit products whatever the scores, where a person wants them
+        return call if fast == safe or is_asked else call_if_small
 
     def backend(self, operators: frozenset[str]) -> str | None:
         """The dtype of its products and the softmax, and why."""

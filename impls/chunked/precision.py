@@ -1,4 +1,4 @@
-"""The dtype of products: the inputs' own where this machine multiplies it faster and the scores are small, else float32."""
+"""The dtype of products and the softmax that are faster on this machine, and whether scores are small enough for them."""
 
 from __future__ import annotations
 
