@@ -78,9 +78,8 @@ class Chunked(Implementation):
 
         if fast.looks:
             return call_and_look
-        is_asked = (
-            products == "own" and not fast.unshifted
-        )  # 16-bit products whatever the scores, where a person wants them
+        # Who asks for 16-bit products has them whatever the scores; exponentials would overflow.
+        is_asked = products == "own" and not fast.unshifted
         return call if fast == safe or is_asked else call_if_small
 
     def backend(self, operators: frozenset[str]) -> str | None:
