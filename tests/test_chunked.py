@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from attnbench.harness import contract, environment
 from attnbench.harness.cell import Cell
@@ -21,6 +22,7 @@ from attnbench.harness.measure.tasks import CellTask, TruthTask
 from attnbench.harness.records import Measurement
 from attnbench.harness.run.fork_server import ForkServer
 from attnbench.impls import AttentionProblem, RefusedError, Tensors, get
+from attnbench.impls.chunked import kernel, method
 from attnbench.impls.chunked.blocks import Blocks, Limits
 from attnbench.impls.chunked.kernel import ChunkedAttention
 from attnbench.impls.chunked.method import Method
@@ -44,7 +46,7 @@ METHODS = [(cut, unshifted) for cut in (False, True) for unshifted in (False, Tr
 
 def _method(problem: AttentionProblem, limits: Limits, products: torch.dtype, *, unshifted: bool) -> Method:
     blocks = Blocks.of(problem, limits, products.itemsize, converts=False)
-    return Method(products, blocks, blocks, unshifted=unshifted)
+    return Method(products, products, blocks, blocks, unshifted=unshifted)
 
 
 @pytest.mark.parametrize("options", CHOICES, ids=str)
@@ -57,6 +59,36 @@ def test_every_choice_is_right(options: dict[str, Any]) -> None:
         assert not result.faults, f"{problem}: {result.faults}"
 
 
+@pytest.fixture
+def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU with products of 16-bit operands in float32, of the same roundings as those of tensor cores."""
+
+    def multiply(out: Tensor, left: Tensor, right: Tensor, *, beta: float, alpha: float) -> Tensor:
+        assert left.dtype == right.dtype != out.dtype == torch.float32
+        return out.baddbmm_(left.float(), right.float(), beta=beta, alpha=alpha)
+
+    monkeypatch.setattr(kernel, "multiply_wider", multiply)
+    monkeypatch.setattr(method, "widens", lambda dtype, _: dtype.itemsize == 2)
+
+
+@pytest.mark.usefixtures("tensor_cores")
+@pytest.mark.parametrize("query_block", [100, 512])
+def test_float32_products_of_16_bit_operands_are_right(query_block: int) -> None:
+    """What is computed on tensor cores passes the cases."""
+    problems = [each for each in contract.cases(fast_float16=False) if each.dtype == "bfloat16"]
+    for problem in problems[::8]:
+        result = run_case(get("chunked", {"query_block": query_block}), problem, DEVICE, truth_of(problem))
+        assert not result.faults, f"{problem}: {result.faults}"
+
+
+@pytest.mark.usefixtures("tensor_cores")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_large_scores_stay_right_on_tensor_cores(dtype: Any) -> None:
+    """No score is rounded there, so that none is too large."""
+    problem = AttentionProblem(heads_q=2, heads_kv=2, seq_q=150, seq_kv=150, head_dim=64, dtype=dtype, mask="causal")
+    assert not _faults(problem, _scaled(problem, 3000.0), {})
+
+
 @pytest.mark.parametrize("mask", ["full", "causal"])
 @pytest.mark.parametrize(("cut", "unshifted"), METHODS)
 def test_gradients_by_finite_differences(mask: str, cut: bool, unshifted: bool) -> None:
@@ -65,9 +97,9 @@ def test_gradients_by_finite_differences(mask: str, cut: bool, unshifted: bool) 
     generator = torch.Generator().manual_seed(0)
     shapes = (problem.query_shape, problem.key_shape, problem.key_shape)
     inputs = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
-    method = _method(problem, Limits(4, 4 if cut else 99, 2**20), torch.float64, unshifted=unshifted)
-    assert method.forward.cuts_keys is cut
-    assert torch.autograd.gradcheck(lambda *each: ChunkedAttention.apply(*each, 0.6, method), inputs)
+    way = _method(problem, Limits(4, 4 if cut else 99, 2**20), torch.float64, unshifted=unshifted)
+    assert way.forward.cuts_keys is cut
+    assert torch.autograd.gradcheck(lambda *each: ChunkedAttention.apply(*each, 0.6, way), inputs)
 
 
 def _scaled(problem: AttentionProblem, factor: float) -> Inputs:

@@ -7,6 +7,7 @@ arXiv:1805.02867 (online softmax).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..api import Implementation, Option, OptionValue, Tensors
@@ -15,6 +16,8 @@ from ..registry import register
 
 #: A GPU hides the launches of small blocks badly, and has a larger cache: its workspace is this many times a CPU's.
 CUDA_FACTOR = 16
+#: Its tensor cores want more rows than a CPU: on an H100 training takes 2.4 times as long with 128.
+CUDA_CAUSAL_ROWS = 512
 
 
 @register
@@ -52,10 +55,13 @@ class Chunked(Implementation):
         from .precision import are_ordinary, are_small
 
         query, key, value = tensors
-        factor = CUDA_FACTOR if query.device.type == "cuda" else 1
-        mib = factor * int(self.option("workspace_mib"))
-        threads = torch.get_num_threads() if query.device.type == "cpu" else 1
-        limits = Limits(int(self.option("query_block")), int(self.option("key_block")), mib * 2**20, threads)
+        limits = Limits(
+            int(self.option("query_block")), int(self.option("key_block")), int(self.option("workspace_mib")) * 2**20
+        )
+        if query.device.type == "cpu":
+            limits = replace(limits, threads=torch.get_num_threads())
+        else:
+            limits = replace(limits, workspace_bytes=CUDA_FACTOR * limits.workspace_bytes, causal_rows=CUDA_CAUSAL_ROWS)
         products, softmax, scale = str(self.option("products")), str(self.option("softmax")), problem.softmax_scale
         choice = choose(problem, query.dtype, query.device, limits, products=products, softmax=softmax)
         fast, safe, self._why = choice.fast, choice.safe, choice.why

@@ -31,13 +31,14 @@ SUMS_BYTES = 32 * 2**20
 class Limits:
     """The largest block: rows of all heads of a group, keys, and bytes of its scores over all heads done at once.
 
-    `threads` share the heads of a block.
+    `threads` share the heads of a block. `causal_rows` are the most under a causal mask, if not those of `CAUSAL_ROWS`.
     """
 
     rows: int
     keys: int
     workspace_bytes: int
     threads: int = 1
+    causal_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Blocks:
         keys = min(problem.seq_kv, limits.keys)
         most = min(limits.rows, max(LEAST_ROWS, limits.workspace_bytes // (keys * item_bytes)))
         if problem.is_causal and problem.seq_q > 1:
-            most = min(most, max(CAUSAL_ROWS[item_bytes], ROWS_OF_ALL_HEADS // (problem.batch * problem.heads_kv)))
+            of_one_head = limits.causal_rows or CAUSAL_ROWS[item_bytes]
+            most = min(most, max(of_one_head, ROWS_OF_ALL_HEADS // (problem.batch * problem.heads_kv)))
         rows = _even(problem.seq_q, max(1, most // group))
         return cls(
             problem.batch * problem.heads_kv, rows, keys, group, problem.seq_q, problem.seq_kv, problem.head_dim,

@@ -137,7 +137,7 @@ class _Arithmetic:
 
     def __init__(self, method: Method, blocks: Blocks, scale: float, device: torch.device) -> None:
         self._method, self._blocks, self._scale, self._device = method, blocks, scale, device
-        self._products = method.products
+        self._operands, self._products = method.operands, method.products
         #: What sums over blocks are kept in.
         self.exact = torch.promote_types(self._products, torch.float32)
         self._buffers: dict[str, Tensor] = {}
@@ -146,9 +146,9 @@ class _Arithmetic:
         """Rows against all keys they see: one softmax and two products. Writes the block's part of `out`."""
         (keys,) = block.keys
         scores = self._scores(self._query(q, block), self._taken("k", k, block.heads, keys), block, keys)
-        weights = torch.softmax(scores, -1, out=scores)
+        weights = self._operand("weights", torch.softmax(scores, -1, out=scores))
         values, part = self._taken("v", v, block.heads, keys), _part(out, block)
-        if part.dtype == self._products and part.is_contiguous():
+        if part.dtype == weights.dtype and part.is_contiguous():
             torch.bmm(weights, values, out=part.view(*weights.shape[:2], -1))
         else:
             part.copy_(self._product("rows", weights, values).view(part.shape))
@@ -213,9 +213,9 @@ class _Arithmetic:
             k_block, v_block = self._taken("k", k, block.heads, keys), self._taken("v", v, block.heads, keys)
             scores = self._scores(query, k_block, block, keys)
             weights = torch.softmax(scores, -1, out=scores) if highest is None else scores.sub_(highest).exp_()
-            self._add_product(_narrowed(grad_v, 1, keys), weights.transpose(1, 2), grad_rows)
+            self._add_product(_narrowed(grad_v, 1, keys), self._operand("weights", weights).transpose(1, 2), grad_rows)
             grad_weights = self._product("grad scores", grad_rows, v_block.transpose(1, 2))
-            grad_scores = _softmax_gradient(weights, grad_weights, delta)
+            grad_scores = self._operand("weights", _softmax_gradient(weights, grad_weights, delta))
             self._add_product(total_q, grad_scores, k_block)
             self._add_product(_narrowed(grad_k, 1, keys), grad_scores.transpose(1, 2), *query)
         part = _part(grad_q, block)
@@ -264,24 +264,34 @@ class _Arithmetic:
         return _Query(rows, self._scale) if self._products == self.exact else _Query(rows.mul_(self._scale), 1.0)
 
     def _rows(self, name: str, tensor: Tensor, block: Block) -> Tensor:
-        """These rows as `[n, G r, D]` in the dtype of products: a view where that can be, else a copy."""
+        """These rows as `[n, G r, D]` in the dtype of operands: a view where that can be, else a copy."""
         part = _part(tensor, block)
-        if self._products == self.exact == part.dtype and (part.shape[1] == 1 or part.is_contiguous()):
+        is_view = part.dtype == self._operands and self._products == self.exact
+        if is_view and (part.shape[1] == 1 or part.is_contiguous()):
             return part.flatten(1, 2)
-        return self._buffer(name, part.shape).copy_(part).flatten(1, 2)
+        return self._buffer(name, part.shape, self._operands).copy_(part).flatten(1, 2)
 
     def _taken(self, name: str, tensor: Tensor, heads: slice, keys: slice) -> Tensor:
-        """Keys or values of a block `[n, c, D]` in the dtype of products: a view where they are, else a copy."""
-        taken = _narrowed(_narrowed(tensor, 0, heads), 1, keys)
-        return taken if taken.dtype == self._products else self._buffer(name, taken.shape).copy_(taken)
+        """Keys or values of a block `[n, c, D]` in the dtype of operands: a view where they are, else a copy."""
+        return self._operand(name, _narrowed(_narrowed(tensor, 0, heads), 1, keys))
+
+    def _operand(self, name: str, tensor: Tensor) -> Tensor:
+        """This tensor, or a copy in the dtype of operands."""
+        if tensor.dtype == self._operands:
+            return tensor
+        return self._buffer(name, tensor.shape, self._operands).copy_(tensor)
 
     def _product(self, name: str, left: Tensor, right: Tensor, factor: float = 1.0) -> Tensor:
         out = self._buffer(name, (*left.shape[:2], right.shape[2]))
+        if self._operands != self._products:
+            return multiply_wider(out, left, right, beta=0, alpha=factor)
         return torch.bmm(left, right, out=out) if factor == 1.0 else out.baddbmm_(left, right, beta=0, alpha=factor)
 
     def _add_product(self, total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
         if total.dtype == left.dtype:
             total.baddbmm_(left, right, alpha=factor)
+        elif total.dtype == self._products:
+            multiply_wider(total, left, right, beta=1, alpha=factor)
         else:
             total.add_(self._product("addend", left, right, factor))
 
@@ -292,11 +302,11 @@ class _Arithmetic:
             stored = _part(tensor, block)
             stored.copy_(result.view(stored.shape))
 
-    def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A buffer of this shape in the dtype of products; what it held before is lost."""
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+        """A buffer of this shape, in the dtype of products if no other is said; what it held before is lost."""
         held = self._buffers.get(name)
         if held is None or held.numel() < math.prod(shape):
-            held = self._buffers[name] = torch.empty(shape, dtype=self._products, device=self._device)
+            held = self._buffers[name] = torch.empty(shape, dtype=dtype or self._products, device=self._device)
         return held if held.shape == shape else held.view(-1)[: math.prod(shape)].view(shape)
 
 
@@ -309,6 +319,12 @@ def _narrowed(tensor: Tensor, dim: int, to: slice) -> Tensor:
     """A slice of one dimension, unless it is all of it: a view takes a third of a small product's time."""
     count = to.stop - to.start
     return tensor if count == tensor.shape[dim] else tensor.narrow(dim, to.start, count)
+
+
+def multiply_wider(out: Tensor, left: Tensor, right: Tensor, *, beta: float, alpha: float) -> Tensor:
+    """beta out + alpha left right in place, `out` wider than the operands; torch has it for CUDA alone."""
+    result: Tensor = torch.ops.aten.baddbmm.dtype_out(out, left, right, out.dtype, beta=beta, alpha=alpha, out=out)
+    return result
 
 
 @lru_cache(maxsize=4)

@@ -9,7 +9,7 @@ import torch
 from ..api import RefusedError
 from ..problem import AttentionProblem
 from .blocks import Blocks, Limits
-from .precision import exp_is_faster, fastest
+from .precision import exp_is_faster, fastest, widens
 
 #: Where no maximum is taken off the scores, parts of a row's keys add up at no cost, and so many at least stay in cache.
 UNSHIFTED_KEYS = 512
@@ -20,12 +20,13 @@ SCORES_PER_ELEMENT, ELEMENTS_MORE = 3, 2**18
 
 @dataclass(frozen=True)
 class Method:
-    """One way to compute attention. `products` is the dtype of both products, and of what is between them.
+    """One way to compute attention. `operands` is the dtype of what is multiplied, `products` of the results and between them.
 
     `unshifted` takes no maximum off the scores before it takes their exponentials, forwards: for small scores. `looks` at every
     score, and gives up at a large one.
     """
 
+    operands: torch.dtype
     products: torch.dtype
     forward: Blocks
     backward: Blocks
@@ -52,11 +53,14 @@ def choose(
     wide = torch.promote_types(dtype, torch.float32)
     chosen = {"own": dtype, "float32": wide}.get(products) or fastest(dtype, device)
 
-    def method(of: torch.dtype) -> Method:
-        blocks = Blocks.of(problem, limits, of.itemsize, converts=of != dtype)
-        return Method(of, blocks, blocks)
+    def method(operands: torch.dtype, of: torch.dtype) -> Method:
+        blocks = Blocks.of(problem, limits, of.itemsize, converts=operands != dtype)
+        return Method(operands, of, blocks, blocks)
 
-    safe, fast = method(wide), method(chosen)
+    safe, fast = method(wide, wide), method(chosen, chosen)
+    if products == "auto" and softmax != "unshifted" and not safe.forward.cuts_keys and widens(dtype, device):
+        mixed = method(dtype, wide)
+        return Choice(mixed, mixed, f"{_name(wide)} products of {_name(dtype)}, as tensor cores make them")
     if chosen != wide and (fast.forward.cuts_keys or softmax == "unshifted"):
         if products == "own":
             raise RefusedError(
@@ -65,7 +69,7 @@ def choose(
             )
         fast = safe
     is_free = products == "auto" and device.type == "cpu" and dtype != wide
-    why = f"{str(fast.products).removeprefix('torch.')} products, {'faster here' if is_free else 'as asked or needed'}"
+    why = f"{_name(fast.products)} products, {'faster here' if is_free else 'as asked or needed'}"
     if fast != safe:
         # To bound the scores reads every key; where there are few queries it is less to look at the scores themselves.
         looks = products == "auto" and problem.group_size * problem.seq_q < problem.head_dim
@@ -74,6 +78,10 @@ def choose(
         blocks = Blocks.of(problem, _in_parts(limits, problem, wide), wide.itemsize, converts=wide != dtype)
         fast, why = replace(safe, forward=blocks, unshifted=True), f"{why}; softmax unshifted where scores are small"
     return Choice(fast, safe, why)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _in_parts(limits: Limits, problem: AttentionProblem, products: torch.dtype) -> Limits:

@@ -23,10 +23,24 @@ _RACE_S, _CALLS = 3e-3, 6
 
 
 def fastest(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype in which products are to be computed; on CUDA float32, so that no value must be read back to choose."""
+    """The dtype in which products are to be computed; on CUDA float32, so that no value must be read back to choose.
+
+    There `widens` tells whether their operands may stay as they are.
+    """
     if dtype == torch.float64 or device.type != "cpu":
         return torch.promote_types(dtype, torch.float32)
     return _winner(dtype, torch.get_num_threads())
+
+
+def widens(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this device multiplies 16-bit operands into float32 results: NVIDIA's tensor cores do, by torch 2.8 or newer.
+
+    No score is rounded then, so that none can be too large.
+    """
+    least = {torch.float16: (7, 0), torch.bfloat16: (8, 0)}.get(dtype)
+    if least is None or device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return hasattr(torch.ops.aten.baddbmm, "dtype_out") and torch.cuda.get_device_capability(device) >= least
 
 
 @torch.no_grad()
