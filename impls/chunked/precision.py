@@ -16,8 +16,9 @@ LARGEST_SCORE = 32.0
 ORDINARY = (2.0**-60, 2.0**60)
 #: The inputs' own dtype must be this much faster than the more accurate float32, and so must what leaves out a step.
 ADVANTAGE = 1.2
-#: Shapes of the race, small first: a CPU without 16-bit products may take a thousand times longer, and is not asked further.
-_SMALL, _LARGE, _HOPELESS = (64, 64, 64), (512, 64, 512), 8
+#: Shapes of the race: heads, rows, head dimension and keys. Small first: a CPU without 16-bit products may take a thousand times
+#: longer, and is not asked further; where AMX multiplies them, so small a product takes eight times as long, and a block a third.
+_SMALL, _BLOCK, _HOPELESS = (1, 64, 64, 64), (8, 256, 64, 512), 32
 #: A shape is timed for so long and so many calls at least: the first calls of a process are ten times slower than the rest.
 _RACE_S, _CALLS = 3e-3, 6
 
@@ -69,36 +70,42 @@ def exp_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
 
 @cache
 def _exp_wins(dtype: torch.dtype, _threads: int) -> bool:
-    scores = torch.zeros(_LARGE[0], _LARGE[2], dtype=dtype)
+    scores = torch.zeros(2 * _BLOCK[1], _BLOCK[3], dtype=dtype)
     out, total = torch.empty_like(scores), torch.empty(len(scores), dtype=dtype)
 
     def exponentials() -> None:
         torch.exp(scores, out=out)
         torch.sum(out, -1, out=total)
 
-    return ADVANTAGE * _least_s(exponentials) < _least_s(lambda: torch.softmax(scores, -1, out=out))
+    exp_s, softmax_s = _least_s(exponentials, lambda: torch.softmax(scores, -1, out=out))
+    return ADVANTAGE * exp_s < softmax_s
 
 
 @cache
 def _winner(dtype: torch.dtype, _threads: int) -> torch.dtype:
-    if dtype == torch.float32 or _product_s(dtype, _SMALL) > _HOPELESS * _product_s(torch.float32, _SMALL):
+    if dtype == torch.float32:
         return torch.float32
-    own, single = (_product_s(each, _LARGE) for each in (dtype, torch.float32))
-    return dtype if own * ADVANTAGE < single else torch.float32
+    for shape, advantage in ((_SMALL, 1 / _HOPELESS), (_BLOCK, ADVANTAGE)):
+        own_s, single_s = _least_s(_product(dtype, shape), _product(torch.float32, shape))
+        if own_s * advantage > single_s:
+            return torch.float32
+    return dtype
 
 
-def _product_s(dtype: torch.dtype, shape: tuple[int, int, int]) -> float:
-    rows, inner, columns = shape
-    left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, columns, dtype=dtype)
-    out = torch.empty(rows, columns, dtype=dtype)
-    return _least_s(lambda: torch.mm(left, right, out=out))
+def _product(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> Callable[[], object]:
+    heads, rows, inner, columns = shape
+    left, right = torch.ones(heads, rows, inner, dtype=dtype), torch.ones(heads, columns, inner, dtype=dtype)
+    out = torch.empty(heads, rows, columns, dtype=dtype)
+    return lambda: torch.bmm(left, right.transpose(1, 2), out=out)
 
 
-def _least_s(call: Callable[[], object]) -> float:
-    times: list[float] = []
+def _least_s(*calls: Callable[[], object]) -> list[float]:
+    """The shortest time of each, in turn: a slow moment meets them all."""
+    times: list[list[float]] = [[] for _ in calls]
     begin = time.perf_counter()
-    while len(times) < _CALLS or time.perf_counter() - begin < _RACE_S:
-        before = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - before)
-    return min(times)
+    while len(times[0]) < _CALLS or time.perf_counter() - begin < _RACE_S * len(calls):
+        for call, of_call in zip(calls, times, strict=True):
+            before = time.perf_counter()
+            call()
+            of_call.append(time.perf_counter() - before)
+    return [min(each) for each in times]
