@@ -29,9 +29,9 @@ _FEW_ROWS = 16
 MOST_KEYS = 4096
 #: Seconds that one rate is measured for, and calls at least.
 _RATE_S, _CALLS = 0.01, 3
-#: A dtype whose small product takes this many times float32's is no candidate, and not measured further: what it saves of
-#: softmax and traffic is less than that.
-_HOPELESS = 4
+#: A dtype whose small product takes this many times float32's is no candidate, and not measured further. Where AMX multiplies
+#: bfloat16, so small a product takes eight times as long, and a block's a third.
+_HOPELESS = 32
 #: Products of a pass by what is multiplied: query with keys, weights with values, turned weights with query rows.
 _PRODUCTS: dict[str, dict[str, int]] = {
     "forward": {"scores": 1, "values": 1},
