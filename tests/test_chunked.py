@@ -22,7 +22,7 @@ from attnbench.harness.measure.tasks import CellTask, TruthTask
 from attnbench.harness.records import Measurement
 from attnbench.harness.run.fork_server import ForkServer
 from attnbench.impls import AttentionProblem, RefusedError, Tensors, get
-from attnbench.impls.chunked import kernel, method
+from attnbench.impls.chunked import kernel, method, precision
 from attnbench.impls.chunked.blocks import Blocks, Limits
 from attnbench.impls.chunked.kernel import ChunkedAttention
 from attnbench.impls.chunked.method import Method
@@ -57,6 +57,19 @@ def test_every_choice_is_right(options: dict[str, Any]) -> None:
         result = run_case(get("chunked", options), problem, DEVICE, truth_of(problem))
         assert not result.refusals
         assert not result.faults, f"{problem}: {result.faults}"
+
+
+@pytest.mark.parametrize(
+    ("small", "block", "expected"),
+    [(8.0, 0.4, torch.bfloat16), (8.0, 0.9, torch.float32), (1.0, 2.0, torch.float32), (400.0, 0.1, torch.float32)],
+)
+def test_blocks_decide_the_race(
+    monkeypatch: pytest.MonkeyPatch, small: float, block: float, expected: torch.dtype
+) -> None:
+    """A slow small product does not decide, unless it is hopelessly slow; a block's must be clearly faster than float32's."""
+    times = iter([[small, 1.0], [block, 1.0]])
+    monkeypatch.setattr(precision, "_least_s", lambda *_: next(times))
+    assert precision._winner.__wrapped__(torch.bfloat16, 1) is expected
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ MOST_KEYS = 4096
 #: Seconds that one rate is measured for, and calls at least.
 _RATE_S, _CALLS = 0.01, 3
 #: A dtype whose small product takes this many times float32's is no candidate, and not measured further. Where AMX multiplies
-#: bfloat16, so small a product takes eight times as long, and a block's a third.
+#: bfloat16, so small a product takes several times as long, and a block's less.
 _HOPELESS = 32
 #: Products of a pass by what is multiplied: query with keys, weights with values, turned weights with query rows.
 _PRODUCTS: dict[str, dict[str, int]] = {

@@ -17,7 +17,7 @@ ORDINARY = (2.0**-60, 2.0**60)
 #: The inputs' own dtype must be this much faster than the more accurate float32, and so must what leaves out a step.
 ADVANTAGE = 1.2
 #: Shapes of the race: heads, rows, head dimension and keys. Small first: a CPU without 16-bit products may take a thousand times
-#: longer, and is not asked further; where AMX multiplies them, so small a product takes eight times as long, and a block a third.
+#: longer, and is not asked further; where AMX multiplies them, so small a product takes several times as long, and a block less.
 _SMALL, _BLOCK, _HOPELESS = (1, 64, 64, 64), (8, 256, 64, 512), 32
 #: A shape is timed for so long and so many calls at least: the first calls of a process are ten times slower than the rest.
 _RACE_S, _CALLS = 3e-3, 6
