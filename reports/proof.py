@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from ..harness.gate.proof import is_whole, judge_sweep
-from ..harness.gate.proof_records import INJECTED, ProofSweep
+from ..harness.gate.proof_records import INJECTED, FirstFound, ProofSweep
 from ..harness.gate.simulation import Noise, Simulated, measured_noise, modelled_noise, simulate
 from ..harness.verdicts.binomial import lower_bound, upper_bound
 from ..harness.verdicts.judgement import Verdict
@@ -20,10 +20,12 @@ from .document import Document
 _TOLD = (Verdict.REGRESSED, Verdict.INCONCLUSIVE, Verdict.EQUIVALENT, Verdict.IMPROVED)
 
 
-def document(sweeps: Sequence[ProofSweep], simulated: int = 0) -> Document:
-    """Everything that the stored sweeps prove, and simulated ones where they are asked for."""
+def document(sweeps: Sequence[ProofSweep], first: Sequence[FirstFound] = (), simulated: int = 0) -> Document:
+    """Everything that the stored sweeps prove, those that ended with what was `first` found, and simulated ones."""
     whole = [each for each in sweeps if is_whole(each)]
     tables = {"Sweeps of identical code": alarms(whole), "Injected slowdowns, one cell of the sweep": power(whole)}
+    if first:
+        tables["Slowdowns that end a sweep, by --exit-first"] = ends(first)
     if simulated:
         tables["Simulated sweeps of 8 cells"] = simulation(sweeps, simulated)
     return Document("Proof of the gate", (_words(sweeps, whole), "bounds are exact, one-sided, at 95 %"), tables)
@@ -77,6 +79,25 @@ def power(sweeps: Iterable[ProofSweep]) -> pd.DataFrame:
         *(str(verdict) for verdict in _TOLD[1:]),
         "a sweep alone takes",
     ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def ends(sweeps: Iterable[FirstFound]) -> pd.DataFrame:
+    """By machine, load, threads and slowdown: how often the slower cell was found, how soon, and false alarms."""
+    groups: dict[tuple[str, str, int, int, int], list[FirstFound]] = {}
+    for each in sweeps:
+        groups.setdefault((each.machine, each.load, each.threads, each.cells, each.percent), []).append(each)
+    rows = []
+    for (machine, load, threads, cells, percent), group in groups.items():
+        found = sum(each.verdict is Verdict.REGRESSED for each in group)
+        seconds, alarms = [each.seconds for each in group], sum(bool(each.alarms) for each in group)
+        rows.append(
+            (machine, load, threads, cells, f"+{percent} %", f"{found} of {len(group)}",
+             f"> {lower_bound(found, len(group)):.0%}", f"{alarms} of {len(group)}", f"{statistics.median(seconds):.0f} s",
+             f"{max(seconds):.0f} s", statistics.median(each.servers for each in group))
+        )  # fmt: skip
+    columns = ["machine", "load", "threads", "cells", "slower by", "found", "rate", "sweeps with an alarm", "median", "slowest",
+               "pairs of servers"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 

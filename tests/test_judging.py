@@ -18,9 +18,9 @@ from attnbench.harness.exit_codes import Exit
 from attnbench.harness.gate.gates import result_of
 from attnbench.harness.gate.pairs import Pairs
 from attnbench.harness.gate.proof import judge_sweep
-from attnbench.harness.gate.proof_records import INJECTED, Kept, ProofSweep, append_sweep, keys_of_families, read_sweeps
+from attnbench.harness.gate.proof_records import INJECTED, Kept, ProofSweep, append_to, keys_of_families, read_sweeps
 from attnbench.harness.gate.records import CONTROL, ArmInfo, ArmLabel, Comparison, Gate, GateInfo, GateLaunch, Stage
-from attnbench.harness.gate.schedule import arms_in_order, next_pair
+from attnbench.harness.gate.schedule import Scheduled, arms_in_order, next_pair
 from attnbench.harness.records import Outcome, Samples, SessionEnded
 from attnbench.harness.store import StoreError
 from attnbench.harness.verdicts.judgement import Verdict
@@ -200,15 +200,15 @@ def test_order_is_balanced_and_recorded_by_the_seed() -> None:
     comparisons = [comparison(seq) for seq in range(16, 64)]
     orders = []
     for of in comparisons:
-        order = [arms_in_order(of, "screen", pair, 7) for pair in range(8)]
-        assert order == [arms_in_order(of, "screen", pair, 7) for pair in range(8)]
+        order = [arms_in_order(Scheduled(of, "screen", pair), 7) for pair in range(8)]
+        assert order == [arms_in_order(Scheduled(of, "screen", pair), 7) for pair in range(8)]
         for at in range(0, 8, 2):
             assert {order[at][0], order[at + 1][0]} == {"base", "candidate"}
         orders.append([arms[0] for arms in order])
     firsts = [order[0] for order in orders]
     assert 8 <= firsts.count("base") <= 40
-    assert orders != [[arms_in_order(of, "screen", pair, 8)[0] for pair in range(8)] for of in comparisons]
-    assert set(arms_in_order(YARDSTICK, "screen", 0, 7)) == {"base", "control"}
+    assert orders != [[arms_in_order(Scheduled(of, "screen", pair), 8)[0] for pair in range(8)] for of in comparisons]
+    assert set(arms_in_order(Scheduled(YARDSTICK, "screen", 0), 7)) == {"base", "control"}
 
 
 def test_the_screen_comes_first_and_then_what_the_rule_wants() -> None:
@@ -462,7 +462,7 @@ def test_a_sweep_comes_back_as_it_was_kept(tmp_path: Path, sweep: ProofSweep) ->
     folder = tmp_path / "new" / "proof"
     assert read_sweeps(folder) == []
     for _ in range(2):
-        file = append_sweep(folder, "machine", sweep)
+        file = append_to(folder, "machine", sweep)
     assert file == folder / "machine.jsonl"
     assert read_sweeps(folder) == [sweep, sweep]
     assert sweep.same["a"].series.screen[0].medians_s == (1.23457e-3, 1.2358e-3)
@@ -515,7 +515,7 @@ def test_an_empty_proof_says_so(attnbench: Command, tmp_path: Path) -> None:
 @pytest.fixture
 def damaged(tmp_path: Path, sweep: ProofSweep) -> str:
     """A proof whose second line is cut short."""
-    file = append_sweep(tmp_path / "proof", "machine", sweep)
+    file = append_to(tmp_path / "proof", "machine", sweep)
     with file.open("a") as stream:
         stream.write(sweep.model_dump_json(by_alias=True)[:100] + "\n")
     return f"{Path('proof') / file.name}:2"

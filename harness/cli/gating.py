@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -17,6 +19,7 @@ from .edge import OnlyOption, PluginOption, SetOption, fail, split_names, stated
 
 if TYPE_CHECKING:
     from ..gate import gates
+    from ..gate.session import Ending, Watcher
 
 _ARM = "REV|PATH|WHEEL"
 PROOF = Path("results/proof")
@@ -41,6 +44,12 @@ def gate(
     set_: SetOption = None,
     only: OnlyOption = None,
     max_minutes: Annotated[float | None, typer.Option(min=0.1, help="Stop then; what is open is INCONCLUSIVE.")] = None,
+    exit_first: Annotated[
+        bool,
+        typer.Option(
+            "-x", "--exit-first", help="Stop once a cell is shown to be slower; what looks slower is measured first."
+        ),
+    ] = False,
     require_conclusive: Annotated[bool, typer.Option("--require-conclusive", help="Exit 11 if inconclusive.")] = False,
     prove: Annotated[
         bool, typer.Option("--prove", help="Prove the gate on this machine, with sweeps of one code.")
@@ -60,12 +69,14 @@ def gate(
 ) -> None:
     """Measure two versions in pairs on this machine and judge them: exit 10 only where a cell is slower."""
     with stated_errors():
-        from ..gate import gates
+        from ..gate import gates, proof, proof_records
 
         if prove:
             if base or candidate or base_impl or candidate_impl:
                 raise ConfigError("--prove compares this code with itself; leave out the arms")
-            _prove(config or "prove", set_ or [], sweeps, out or PROOF, under_load=under_load, simulate=simulate)
+            measure = proof.first_found if exit_first else proof.sweep
+            load: proof_records.Load = "toggling" if under_load else "quiet"
+            _prove(partial(measure, config or "prove", set_ or [], load), sweeps, out or PROOF, simulate)
         if not config:
             raise ConfigError("a CONFIG is needed: a YAML file, or the name of a shipped config such as ci")
         names = _asked(base, candidate, base_impl, candidate_impl, factor, only)
@@ -73,7 +84,7 @@ def gate(
         is_of_implementations = base_impl is not None
         chosen = [name.partition("[")[0] for name in names] if is_of_implementations else split_names(only)
         loaded = load_config(config, overrides=set_ or (), only=chosen, tolerate_unknown=bool(failed))
-        asked = gates.Asked(*names, is_of_implementations, factor, tuple(plugin or ()), max_minutes)
+        asked = gates.Asked(*names, is_of_implementations, factor, tuple(plugin or ()), max_minutes, exit_first)
         try:
             ready = gates.begin(loaded, out or Path("results/runs"), asked, failed)
         except gates.NothingToGateError as error:
@@ -130,21 +141,21 @@ def _asked(
     )
 
 
-def _prove(config: str, settings: list[str], sweeps: int, out: Path, *, under_load: bool, simulate: int) -> NoReturn:
+def _prove(measure: Callable[[Watcher], tuple[Any, Ending]], sweeps: int, out: Path, simulate: int) -> NoReturn:
     """Measure sweeps of one code, keep them, and print what all that are kept prove."""
     from ...reports import proof as report
     from ..console import console
     from ..environment import machine_slug
-    from ..gate import proof, proof_records
+    from ..gate import proof_records
     from ..gate.progress import GateProgress
 
     code = Exit.PASS
     for number in range(sweeps):
         print(f"sweep {number + 1} of {sweeps}", file=sys.stderr)
-        kept, ending = proof.sweep(config, settings, "toggling" if under_load else "quiet", GateProgress())
+        kept, ending = measure(GateProgress())
         if kept is None:
             code = {"interrupted": Exit.INTERRUPTED, "no server": Exit.NO_SERVER}.get(ending.status, Exit.CELLS_FAILED)
             break
-        print(proof_records.append_sweep(out, machine_slug(), kept), file=sys.stderr)
-    report.document(proof_records.read_sweeps(out), simulate).show(console())
+        print(proof_records.append_to(out, machine_slug(), kept), file=sys.stderr)
+    report.document(proof_records.read_sweeps(out), proof_records.read_first_found(out), simulate).show(console())
     raise typer.Exit(code)

@@ -38,6 +38,7 @@ class Asked:
     factor: str = ""
     plugins: tuple[str, ...] = ()
     max_minutes: float | None = None
+    exit_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def create(
         is_of_implementations=asked.is_of_implementations,
         families=families,
         max_minutes=asked.max_minutes,
+        exit_first=asked.exit_first,
         **facts_of(loaded, machine, asked.plugins),
     )
     return Ready(Gate.create(root, info), config, machine)

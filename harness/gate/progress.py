@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 
 from ..records import Event, Notice, Outcome
-from ..verdicts.paired import LONG_SCREEN_PAIRS, SCREEN_PAIRS
+from ..verdicts.paired import SCREEN_PAIRS
 from .records import CONTROL, GateLaunch
 from .schedule import Next
 
@@ -16,22 +17,26 @@ class GateProgress:
 
     def __init__(self) -> None:
         self._begin = time.monotonic()
-        self._void = 0
+        self._pairs = self._void = 0
 
     def began(self, cells: int, screen_s: float) -> None:
-        """How much there is to do; a flagged cell takes up to three times its pairs more."""
+        """How much there is to do; what the screen flags takes up to three times its pairs more."""
         minutes = f"{screen_s / 60:.0f} min" if screen_s >= 90 else f"{screen_s:.0f} s"
-        self._say(f"{_cells(cells)}; the screen takes about {minutes}, what it leaves open up to three times that")
+        self._say(
+            f"{_cells(cells)}; {SCREEN_PAIRS} pairs take about {minutes}, what they leave open up to three times that"
+        )
 
     def pairing(self, step: Next) -> None:
         """A pair of servers is about to start."""
-        count = sum(each.key != CONTROL for each in step.comparisons)
-        most = SCREEN_PAIRS if step.pair < SCREEN_PAIRS else LONG_SCREEN_PAIRS
-        place = f"screen: pair {step.pair + 1} of {most}"
-        if step.stage == "after":
-            place = f"after the screen: pair {step.pair + 1}"
+        self._pairs += 1
+        stages = Counter(each.stage for each in step.scheduled if each.comparison.key != CONTROL)
+        parts = [
+            _cells(stages["screen"]) if stages["screen"] else "",
+            f"{stages['after']} to confirm" if stages["after"] else "",
+        ]
         void = f", {self._void} void launches repeated" if self._void else ""
-        self._say(f"{place}, {_cells(count)}, {time.monotonic() - self._begin:.0f} s{void}")
+        what = ", ".join(filter(None, parts))
+        self._say(f"pair {self._pairs}: {what}; {time.monotonic() - self._begin:.0f} s{void}")
 
     def launched(self, launch: GateLaunch) -> None:
         """Only what went wrong is worth a line."""

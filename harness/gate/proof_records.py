@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..store import StoreError, append_line, cannot
+from ..verdicts.judgement import Verdict
 from ..verdicts.pair import Pair, Series
 
 #: The injected slowdowns, in percent of work; 0 is the sweep of identical code.
 INJECTED = (0, 3, 5, 10)
 Load = Literal["quiet", "toggling"]
+FIRST_FOUND = "first-found"
 #: A pair as it is kept: its effect and its typical effect (logarithms), and the seconds of base and candidate.
 _Numbers = tuple[float, float, float, float]
+_Kept = TypeVar("_Kept", bound=BaseModel)
 
 
 class Kept(BaseModel):
@@ -78,12 +81,37 @@ class ProofSweep(BaseModel):
 INJECTED_KEY = "injected"
 
 
-def append_sweep(folder: Path, name: str, sweep: ProofSweep) -> Path:
-    """Append a sweep to a machine's file. Errors: `StoreError`."""
+class FirstFound(BaseModel):
+    """A sweep in which one cell is slower by so many percent of work, and that ended once that was shown.
+
+    `seconds` are those of the whole: from the configuration that is read to the verdict. `servers` counts pairs of servers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[1] = Field(alias="schema")
+    at: str
+    machine: str
+    fingerprint: str
+    attnbench: str
+    load: Load
+    threads: int
+    seed: int
+    cells: int
+    percent: int
+    verdict: Verdict
+    alarms: int
+    seconds: float
+    servers: int
+
+
+def append_to(folder: Path, name: str, record: ProofSweep | FirstFound) -> Path:
+    """Append to a machine's file; what was found first has a folder of its own. Errors: `StoreError`."""
+    folder = folder / FIRST_FOUND if isinstance(record, FirstFound) else folder
     file = folder / f"{name}.jsonl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        append_line(file, sweep.model_dump_json(exclude_defaults=True, by_alias=True).encode() + b"\n")
+        append_line(file, record.model_dump_json(exclude_defaults=True, by_alias=True).encode() + b"\n")
     except OSError as error:
         raise StoreError(cannot("write", file, error)) from error
     return file
@@ -91,6 +119,15 @@ def append_sweep(folder: Path, name: str, sweep: ProofSweep) -> Path:
 
 def read_sweeps(folder: Path) -> list[ProofSweep]:
     """Every sweep of every machine. Errors: `StoreError`."""
+    return _read(folder, ProofSweep)
+
+
+def read_first_found(folder: Path) -> list[FirstFound]:
+    """Every sweep of every machine that ended with what was found first. Errors: `StoreError`."""
+    return _read(folder / FIRST_FOUND, FirstFound)
+
+
+def _read(folder: Path, kind: type[_Kept]) -> list[_Kept]:
     found = []
     for file in sorted(folder.glob("*.jsonl")):
         try:
@@ -99,7 +136,7 @@ def read_sweeps(folder: Path) -> list[ProofSweep]:
             raise StoreError(cannot("read", file, error)) from error
         for number, line in enumerate(lines, start=1):
             try:
-                found.append(ProofSweep.model_validate(json.loads(line)))
+                found.append(kind.model_validate(json.loads(line)))
             except (ValidationError, json.JSONDecodeError) as error:
                 raise StoreError(f"{file}:{number} is no sweep of a proof: {str(error).splitlines()[0]}") from error
     return found

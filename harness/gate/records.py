@@ -14,7 +14,7 @@ from ..store import Folder
 CONTROL = "control"
 
 ArmLabel = Literal["base", "candidate", "control"]
-#: Before what the screen says is known, and after it: pairs that confirm, or that make an interval narrower.
+#: Before what the screen says is known, and after it: pairs that confirm.
 Stage = Literal["screen", "after"]
 
 
@@ -67,6 +67,7 @@ class GateInfo(Description):
     is_of_implementations: bool = False
     families: tuple[tuple[str, ...], ...] = ()  # a proof judges several sweeps of one gate's launches, by their keys
     max_minutes: float | None = None
+    exit_first: bool = False  # what looks slower is measured first, and nothing more once something is
 
 
 class Gate(Folder[GateInfo, GateLaunch]):

@@ -7,60 +7,82 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..verdicts.pair import Series
-from ..verdicts.paired import is_screened, wanted_after
+from ..verdicts.paired import is_screened, on_the_way, wanted_after
 from .pairs import Pairs
 from .records import CONTROL, ArmLabel, Comparison, GateInfo, Stage
 
 
 @dataclass(frozen=True)
-class Next:
-    """One pair of servers, and the comparisons that it measures in this order."""
+class Scheduled:
+    """A pair of one comparison: the next of its screen, or the next after it."""
 
+    comparison: Comparison
     stage: Stage
     pair: int
-    comparisons: tuple[Comparison, ...]
+
+    @classmethod
+    def following(cls, comparison: Comparison, series: Series) -> Scheduled:
+        """The pair that a series lacks next."""
+        if is_screened(series):
+            return cls(comparison, "after", len(series.after))
+        return cls(comparison, "screen", len(series.screen))
+
+
+@dataclass(frozen=True)
+class Next:
+    """What one pair of servers measures, in this order."""
+
+    scheduled: tuple[Scheduled, ...]
 
 
 def next_pair(info: GateInfo, pairs: Pairs) -> Next | None:
-    """The next pair of servers; None where everything that the rule wants is there.
+    """What the next pair of servers measures; None where everything that the rule wants is there.
 
-    The screen goes on until each comparison has its pairs; a comparison that ended is left out. The control is in every pair.
+    Servers cost more than launches: they serve screens and fresh pairs alike. A comparison that ended is left out. The control is
+    in every pair.
     """
-    comparisons, control, seed = info.comparisons, info.control, info.seed
-    alive = [each for each in comparisons if each.key not in pairs.ends]
+    alive = [each for each in info.comparisons if each.key not in pairs.ends]
     series = {each.key: pairs.of_comparison(each.key) for each in alive}
-    unscreened = [each for each in alive if not is_screened(series[each.key])]
-    if unscreened:
-        number = min(len(series[each.key].screen) for each in unscreened)
-        todo = [each for each in unscreened if len(series[each.key].screen) == number]
-        return _next("screen", number, todo, control, pairs, seed)
-    wanted = _wanted(info.families or (tuple(series),), series)
-    lacking = [each for each in alive if len(series[each.key].after) < wanted[each.key]]
-    if not lacking:
+    families = [[key for key in family if key in series] for family in info.families or (tuple(series),)]
+    due = _in_haste(families, series) if info.exit_first else []
+    due = due or [*_unscreened(series), *_unconfirmed(families, series)]
+    if not due:
         return None
-    number = min(len(series[each.key].after) for each in lacking)
-    todo = [each for each in lacking if len(series[each.key].after) == number]
-    return _next("after", number, todo, control, pairs, seed)
+    scheduled = [Scheduled.following(each, series[each.key]) for each in alive if each.key in due]
+    if CONTROL not in pairs.ends:
+        scheduled.append(Scheduled(info.control, "screen", len(pairs.of_comparison(CONTROL).screen)))
+    scheduled.sort(key=lambda each: each.comparison.key)
+    place = [f"{each.comparison.key}:{each.stage}:{each.pair}" for each in scheduled]
+    random.Random(f"{info.seed}:{place}").shuffle(scheduled)
+    return Next(tuple(scheduled))
 
 
-def arms_in_order(comparison: Comparison, stage: Stage, pair: int, seed: int) -> tuple[ArmLabel, ArmLabel]:
+def arms_in_order(scheduled: Scheduled, seed: int) -> tuple[ArmLabel, ArmLabel]:
     """Base first or last: of two pairs in turn one each, AB BA or BA AB as the seed has it."""
-    quad, place = divmod(pair, 2)
-    swaps = random.Random(f"{seed}:{comparison.key}:{stage}:{quad}").random() < 0.5
-    other: ArmLabel = "control" if comparison.key == CONTROL else "candidate"
+    key, (quad, place) = scheduled.comparison.key, divmod(scheduled.pair, 2)
+    swaps = random.Random(f"{seed}:{key}:{scheduled.stage}:{quad}").random() < 0.5
+    other: ArmLabel = "control" if key == CONTROL else "candidate"
     return (other, "base") if swaps != bool(place % 2) else ("base", other)
 
 
-def _wanted(families: Sequence[Sequence[str]], series: Mapping[str, Series]) -> dict[str, int]:
-    """The pairs after the screen that each comparison needs for every sweep that it is judged in."""
-    wanted = dict.fromkeys(series, 0)
-    for family in families:
-        found = wanted_after({key: series[key] for key in family if key in series})
-        wanted |= {key: max(count, wanted[key]) for key, count in found.items()}
-    return wanted
+def _unscreened(series: Mapping[str, Series]) -> list[str]:
+    return _fewest({key: len(each.screen) for key, each in series.items() if not is_screened(each)})
 
 
-def _next(stage: Stage, number: int, todo: list[Comparison], control: Comparison, pairs: Pairs, seed: int) -> Next:
-    shuffled = [*todo, control] if CONTROL not in pairs.ends else list(todo)
-    random.Random(f"{seed}:{stage}:{number}").shuffle(shuffled)
-    return Next(stage, number, tuple(shuffled))
+def _unconfirmed(families: Sequence[Sequence[str]], series: Mapping[str, Series]) -> list[str]:
+    """What lacks fresh pairs in any of the sweeps that it is judged in."""
+    wanted = [wanted_after({key: series[key] for key in family}).items() for family in families]
+    return _fewest(
+        {key: len(series[key].after) for each in wanted for key, count in each if len(series[key].after) < count}
+    )
+
+
+def _in_haste(families: Sequence[Sequence[str]], series: Mapping[str, Series]) -> list[str]:
+    """What would soon be settled if it went on as it began."""
+    keys = {key for family in families for key in on_the_way({key: series[key] for key in family})}
+    return _fewest({key: len(series[key].screen) + len(series[key].after) for key in keys})
+
+
+def _fewest(counts: Mapping[str, int]) -> list[str]:
+    """Those that have the fewest pairs: all are to have as many."""
+    return [key for key, count in counts.items() if count == min(counts.values())]

@@ -22,12 +22,14 @@ from ..run.history import MOST_REPEATS
 from ..run.journal import now
 from ..run.outcomes import measurement_of
 from ..run.preparation import Preparation
+from ..verdicts.judgement import Verdict
 from ..verdicts.paired import SCREEN_PAIRS
 from .benches import Bench, BrokenCandidateError, start_all
+from .judging import judge
 from .meeting import Answer, run_in_turns
 from .pairs import Pairs
 from .records import CONTROL, ArmLabel, Comparison, Gate, GateLaunch
-from .schedule import Next, arms_in_order, next_pair
+from .schedule import Next, Scheduled, arms_in_order, next_pair
 
 #: In how many calls one more is made, for a slowdown of so many percent; 1 in 33 is 3.03 %. Of a hundred, three would make each
 #: sample of a cheap cell as long as two turns.
@@ -66,9 +68,12 @@ class Ending:
 class _Place:
     """Where a launch belongs."""
 
-    comparison: Comparison
+    scheduled: Scheduled
     arm: ArmLabel
-    step: Next
+
+    @property
+    def comparison(self) -> Comparison:
+        return self.scheduled.comparison
 
     @property
     def cell(self) -> Cell:
@@ -121,13 +126,18 @@ class GateSession:
         while True:
             pairs = Pairs.of(self._launches)
             step = next_pair(info, pairs)
-            if step is None:
+            if step is None or (info.exit_first and self._has_regressed()):
                 return Ending("finished")
             minutes = (time.perf_counter() - begin) / 60
             if info.max_minutes is not None and minutes >= info.max_minutes:
                 return Ending("time", f"the time limit of {info.max_minutes:g} minutes was reached")
             self._watcher.pairing(step)
             self._pair(step)
+
+    def _has_regressed(self) -> bool:
+        info = self._gate.info
+        judgements = judge(info.comparisons, info.refused, self._launches).judgements
+        return any(each.verdict is Verdict.REGRESSED for each in judgements)
 
     def _estimate(self) -> float:
         """Seconds of the screen, roughly; both cores start servers, three at once."""
@@ -149,34 +159,33 @@ class GateSession:
     def _pair(self, step: Next) -> None:
         """Where a server fails, what is left of its pair is measured anew; where the candidate's does not start, it failed."""
         begin = time.perf_counter()
-        cells = [cell for each in step.comparisons for cell in (each.base, each.candidate)]
+        comparisons = [each.comparison for each in step.scheduled]
+        cells = [cell for each in comparisons for cell in (each.base, each.candidate)]
         try:
             with ExitStack() as stack:
                 forward_only = all(cell.passes == "forward" for cell in cells)
                 servers = start_all(self._benches, stack, forward_only=forward_only)
                 self._preparation.journal.split_s["servers"] += time.perf_counter() - begin
-                for comparison in step.comparisons:
-                    self._both_arms(comparison, step, servers)
+                for scheduled in step.scheduled:
+                    self._both_arms(scheduled, servers)
         except BrokenCandidateError as error:
             if self._gate.info.is_of_implementations or any(
                 each.arm == "candidate" and each.outcome is Outcome.OK for each in self._launches
             ):
                 raise NoServerError(str(error)) from error  # its code can be imported: the machine is at fault
-            for comparison in step.comparisons:
-                if comparison.key != CONTROL:
-                    self._store(_crashed(str(error)), _Place(comparison, "candidate", step), ends=True)
+            for scheduled in step.scheduled:
+                if scheduled.comparison.key != CONTROL:
+                    self._store(_crashed(str(error)), _Place(scheduled, "candidate"), ends=True)
         except ServerError as error:
-            words = f"{error}; the rest of pair {step.pair} of the {step.stage} stage is measured anew"
-            self._event(Notice(at=now(), text=words))
+            self._event(Notice(at=now(), text=f"{error}; what is left of this pair of servers is measured anew"))
         self._servers += 1
 
-    def _both_arms(self, comparison: Comparison, step: Next, servers: Mapping[ArmLabel, Executor]) -> None:
+    def _both_arms(self, scheduled: Scheduled, servers: Mapping[ArmLabel, Executor]) -> None:
         """Both launches in turns, again while one of them is void. Errors: `ServerError`."""
-        arms = arms_in_order(comparison, step.stage, step.pair, self._gate.info.seed)
-        places = [_Place(comparison, arm, step) for arm in arms]
+        places = [_Place(scheduled, arm) for arm in arms_in_order(scheduled, self._gate.info.seed)]
         for attempt in range(MOST_REPEATS + 1):
             begin = time.perf_counter()
-            measurements = self._measure(places, servers, self._processors(step.pair // 2 + attempt))
+            measurements = self._measure(places, servers, self._processors(scheduled.pair // 2 + attempt))
             wall_s = time.perf_counter() - begin
             launches = [
                 self._store(measurement, place, attempt, wall_s / len(places))
@@ -196,10 +205,10 @@ class GateSession:
     def _store(
         self, measurement: Measurement, place: _Place, attempt: int = 0, wall_s: float = 0.0, *, ends: bool = False
     ) -> GateLaunch:
-        step, comparison = place.step, place.comparison
+        scheduled = place.scheduled
         launch = GateLaunch(
-            **dict(measurement), comparison=comparison.key, arm=place.arm, stage=step.stage, pair=step.pair, attempt=attempt,
-            servers=self._servers, name=place.cell.name, ended_at=now(), wall_s=wall_s, ends=ends,
+            **dict(measurement), comparison=place.comparison.key, arm=place.arm, stage=scheduled.stage, pair=scheduled.pair,
+            attempt=attempt, servers=self._servers, name=place.cell.name, ended_at=now(), wall_s=wall_s, ends=ends,
         )  # fmt: skip
         self._gate.append(launch)
         self._launches.append(launch)

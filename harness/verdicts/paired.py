@@ -5,10 +5,14 @@ here is a pure function of the pairs so far, so that stored launches can be judg
 
 *Screen*: 8 pairs; a direction is flagged where the signed rank of the effect beyond the floor has p <= 0.10. Where they flag
 nothing and are too wide for anything to be called equal, it goes on to 16, and all of them flag.
-*Confirm*: flagged directions alone, decided from fresh pairs alone, Holm over all that are flagged, in two looks that share 1 %.
-At 0.4 % after as many fresh pairs as reach that if all lie beyond the floor: 8 for one flag, 9 for two, 10 for four. At 0.6 %
-after 16, or 24 where the screen was noisy, and more where over 16 are flagged.
-Whatever decides how long a screen is, its pairs never confirm: that is left to pairs that were not looked at before.
+*Confirm*: flagged directions alone, in three looks that share 1 %.
+Early, at 0.2 %: every pair of the screen and of the first fresh ones lies beyond the floor. Of identical code n pairs in a row do
+so with a chance of 2^-n at most, whatever was looked at in between: n is such that this holds for every direction of the sweep
+at once, flagged or not, 13 pairs in all for 8 comparisons, 16 for 60.
+First and last, at 0.4 % each: from fresh pairs alone, Holm over all that are flagged, once every screen is complete. After as
+many fresh pairs as reach that if all lie beyond the floor: 8 for one flag, 9 for two, 10 for four; and after 16, or 24 where the
+screen was noisy, and more where over 16 are flagged. What decides how long a screen is never confirms there: that is left to
+pairs that were not looked at before.
 """
 
 from __future__ import annotations
@@ -23,11 +27,15 @@ from .judgement import DIFFERENT, Effect, Verdict
 from .pair import Pair, Series, spread
 from .signed_rank import FEWEST_FOR_INTERVAL, p_above, shift_of
 
+#: Fewer pairs in a row beyond the floor are no reason for haste: noise does as much in many a sweep.
+SUSPECT_PAIRS = 3
 #: Nothing below 1 % is called a difference, and nothing that may be 1 % is called equal.
 FLOOR = math.log(1.01)
 SCREEN_PAIRS, LONG_SCREEN_PAIRS, SCREEN_LEVEL = 8, 16, 0.10
-FIRST_LOOK_LEVEL = 0.004
-CONFIRM_PAIRS, NOISY_CONFIRM_PAIRS, LAST_LOOK_LEVEL = 16, 24, 0.006
+EARLY_LOOK_LEVEL, FIRST_LOOK_LEVEL, LAST_LOOK_LEVEL = 0.002, 0.004, 0.004
+#: However few comparisons there are, so many fresh pairs at least.
+FEWEST_FRESH_PAIRS = 4
+CONFIRM_PAIRS, NOISY_CONFIRM_PAIRS = 16, 24
 #: A screen whose 1.4826 MAD is above this asks for the larger number of fresh pairs.
 NOISY = 0.015
 #: At the last look so many more than the fewest that could be rejected among the flags.
@@ -56,21 +64,28 @@ Hypothesis = tuple[str, Direction]
 
 @dataclass(frozen=True)
 class Looks:
-    """After how many pairs of a flagged comparison is looked at them: known when the screen ends, before any fresh pair.
+    """After how many fresh pairs of a flagged comparison is looked at them: known once every screen is complete.
 
     The fewest pairs that Holm's procedure can reject among so many flags, where all lie beyond the floor, are 1 + log2(flags /
     level) or less; the last look has some to spare, so that a few pairs may lie elsewhere.
     """
 
+    comparisons: int
     flags: int
 
     @property
+    def early(self) -> int:
+        """Fresh pairs at the early look, which follow those of the screen."""
+        in_all = math.ceil(math.log2(len(Direction) * max(1, self.comparisons) / EARLY_LOOK_LEVEL))
+        return max(FEWEST_FRESH_PAIRS, in_all - SCREEN_PAIRS)
+
+    @property
     def first(self) -> int:
-        """Pairs at the first look."""
+        """Fresh pairs at the first look."""
         return math.ceil(math.log2(max(1, self.flags) / FIRST_LOOK_LEVEL))
 
     def last(self, series: Series) -> int:
-        """Pairs after the screen that a comparison may ask for, in all: none where nothing is flagged."""
+        """Fresh pairs that a comparison may ask for, in all: none where nothing is flagged."""
         if not flags_of(series):
             return 0
         least = math.ceil(math.log2(max(1, self.flags) / LAST_LOOK_LEVEL)) + SPARE_PAIRS
@@ -94,15 +109,31 @@ def flags_of(series: Series) -> tuple[Direction, ...]:
     return _flagged_by(series.screen) if is_screened(series) else ()
 
 
-def wanted_after(series: Mapping[str, Series]) -> dict[str, int]:
-    """How many pairs after the screen each comparison asks for, in all. What the first look settles asks for no more."""
+def on_the_way(series: Mapping[str, Series]) -> frozenset[str]:
+    """Comparisons whose pairs, three or more, all lie beyond the floor on one side: a few more such would settle them early."""
     looks = _looks(series)
-    settled = _first_look(series, looks)
-    return {
-        key: looks.first if flags and all((key, flag) in settled for flag in flags) else looks.last(each)
+    return frozenset(
+        key
         for key, each in series.items()
-        for flags in (flags_of(each),)
-    }
+        for pairs in ((*each.screen, *each.after),)
+        if SUSPECT_PAIRS <= len(pairs) < SCREEN_PAIRS + looks.early
+        if any(_all_beyond(pairs, direction) for direction in Direction)
+    )
+
+
+def wanted_after(series: Mapping[str, Series]) -> dict[str, int]:
+    """How many fresh pairs each comparison asks for, in all. What a look settles asks for no more."""
+    looks = _looks(series)
+    early = _early_look(series, looks)
+    first = _first_look(series, looks, early)
+
+    def wanted(key: str, each: Series) -> int:
+        flags = {(key, flag) for flag in flags_of(each)}
+        if flags and flags <= early:
+            return looks.early
+        return looks.first if flags and flags <= early | first else looks.last(each)
+
+    return {key: wanted(key, each) for key, each in series.items()}
 
 
 def rule(series: Mapping[str, Series], *, is_contaminated: bool = False) -> dict[str, Ruling]:
@@ -110,9 +141,29 @@ def rule(series: Mapping[str, Series], *, is_contaminated: bool = False) -> dict
     faster where identical code is.
     """
     looks = _looks(series)
-    first = _first_look(series, looks)
-    last = _last_look(series, looks, first)
-    rulings = {key: _ruling(key, each, looks, first, last) for key, each in series.items()}
+    early = _early_look(series, looks)
+    first = _first_look(series, looks, early)
+    last = _last_look(series, looks, early | first)
+
+    def confirming(key: str, each: Series, direction: Direction) -> tuple[Pair, ...]:
+        """The pairs that confirm a direction; none where none do."""
+        hypothesis = (key, direction)
+        if hypothesis in early:
+            return (*each.screen, *each.after[: looks.early])
+        if hypothesis in first:
+            return each.after[: looks.first]
+        return each.after[: looks.last(each)] if hypothesis in last else ()
+
+    def ruling(key: str, each: Series) -> Ruling:
+        if not is_screened(each):
+            words = f"{len(each.screen)} of {pairs_of_screen(each)} pairs of the screen were measured"
+            return Ruling(Verdict.INCONCLUSIVE, words)
+        for direction in flags_of(each):
+            if pairs := confirming(key, each, direction):
+                return _confirmed(direction, pairs)
+        return _unconfirmed(each, looks.last(each))
+
+    rulings = {key: ruling(key, each) for key, each in series.items()}
     return {key: _withheld(each) for key, each in rulings.items()} if is_contaminated else rulings
 
 
@@ -150,18 +201,32 @@ def holm(p_values: Mapping[Hypothesis, float], level: float) -> frozenset[Hypoth
 
 
 def _looks(series: Mapping[str, Series]) -> Looks:
-    return Looks(len(_flagged(series)))
+    return Looks(len(series), len(_flagged(series)))
 
 
-def _first_look(series: Mapping[str, Series], looks: Looks) -> frozenset[Hypothesis]:
-    flagged, count = _flagged(series), looks.first
-    if any(len(series[key].after) < count for key, _ in flagged):
+def _early_look(series: Mapping[str, Series], looks: Looks) -> frozenset[Hypothesis]:
+    """What is settled by all of its pairs; one whose first 8 pairs were not enough of a screen is not."""
+    return frozenset(
+        (key, direction)
+        for key, direction in _flagged(series)
+        for each in (series[key],)
+        if len(each.screen) == SCREEN_PAIRS and len(each.after) >= looks.early
+        if _all_beyond((*each.screen, *each.after[: looks.early]), direction)
+    )
+
+
+def _first_look(series: Mapping[str, Series], looks: Looks, settled: frozenset[Hypothesis]) -> frozenset[Hypothesis]:
+    """Of what the early look left open, once all of it has its pairs."""
+    flagged, count = [each for each in _flagged(series) if each not in settled], looks.first
+    if not _are_screened(series) or any(len(series[key].after) < count for key, _ in flagged):
         return frozenset()
     return holm({(key, each): _p(series[key].after[:count], each) for key, each in flagged}, FIRST_LOOK_LEVEL)
 
 
 def _last_look(series: Mapping[str, Series], looks: Looks, settled: frozenset[Hypothesis]) -> frozenset[Hypothesis]:
-    """Of what the first look left open. A comparison that has not all its pairs counts in the family and is not rejected."""
+    """Of what the other looks left open. A comparison that has not all its pairs counts in the family and is not rejected."""
+    if not _are_screened(series):
+        return frozenset()
     p_values = {}
     for key, each in _flagged(series):
         count = looks.last(series[key])
@@ -170,22 +235,13 @@ def _last_look(series: Mapping[str, Series], looks: Looks, settled: frozenset[Hy
     return holm(p_values, LAST_LOOK_LEVEL)
 
 
+def _are_screened(series: Mapping[str, Series]) -> bool:
+    """Whether all are, so that no flag can be added."""
+    return all(map(is_screened, series.values()))
+
+
 def _flagged(series: Mapping[str, Series]) -> list[Hypothesis]:
     return [(key, flag) for key, each in series.items() for flag in flags_of(each)]
-
-
-def _ruling(
-    key: str, series: Series, looks: Looks, first: frozenset[Hypothesis], last: frozenset[Hypothesis]
-) -> Ruling:
-    if not is_screened(series):
-        words = f"{len(series.screen)} of {pairs_of_screen(series)} pairs of the screen were measured"
-        return Ruling(Verdict.INCONCLUSIVE, words)
-    for direction in flags_of(series):
-        if (key, direction) in first:
-            return _confirmed(direction, series.after[: looks.first])
-        if (key, direction) in last:
-            return _confirmed(direction, series.after[: looks.last(series)])
-    return _unconfirmed(series, looks.last(series))
 
 
 def _withheld(ruling: Ruling) -> Ruling:
@@ -233,6 +289,10 @@ def _confirmed(direction: Direction, pairs: tuple[Pair, ...]) -> Ruling:
 
 def _flagged_by(screen: Sequence[Pair]) -> tuple[Direction, ...]:
     return tuple(each for each in Direction if _p(screen, each) <= SCREEN_LEVEL)
+
+
+def _all_beyond(pairs: Sequence[Pair], direction: Direction) -> bool:
+    return all(direction * pair.effect > FLOOR for pair in pairs)
 
 
 def _p(pairs: Sequence[Pair], direction: Direction) -> float:
