@@ -50,7 +50,7 @@ def alarms(sweeps: Iterable[ProofSweep]) -> pd.DataFrame:
         rows.append(
             (machine, load, threads, f"{found} of {len(group)}", f"< {upper_bound(found, len(group)):.1%}",
              sum(each.is_contaminated for each in judged), cells, f"{_deviation(group):.2%}", f"{void:.0%}",
-             f"{statistics.median(each.seconds_by_percent.get(0, each.seconds) for each in group):.0f} s")
+             _seconds(group, 0))
         )  # fmt: skip
     columns = ["machine", "load", "threads", "sweeps with an alarm", "rate", "contaminated", "cells", "a pair's deviation",
                "void launches", "a sweep alone takes"]  # fmt: skip
@@ -64,10 +64,9 @@ def power(sweeps: Iterable[ProofSweep]) -> pd.DataFrame:
         for percent in (each for each in INJECTED if each):
             said = Counter(judge_sweep(each, percent).injected for each in group)
             found = said[Verdict.REGRESSED]
-            seconds = [each.seconds_by_percent[percent] for each in group if percent in each.seconds_by_percent]
             rows.append(
                 (machine, load, threads, f"+{percent} %", f"{found} of {len(group)}", f"> {lower_bound(found, len(group)):.0%}",
-                 *(said[verdict] for verdict in _TOLD[1:]), f"{statistics.median(seconds):.0f} s" if seconds else "")
+                 *(said[verdict] for verdict in _TOLD[1:]), _seconds(group, percent))
             )  # fmt: skip
     columns = [
         "machine",
@@ -133,6 +132,12 @@ def _simulated(name: str, found: Simulated) -> tuple[object, ...]:
     return (name, f"+{percent} %" if percent else "nothing", f"{found.alarms} of {found.sweeps}",
             f"< {upper_bound(found.alarms, found.sweeps):.2%}", f"{found.covering / max(1, found.intervals):.1%}",
             found.unmirrored, power, f"{found.fresh_pairs / found.sweeps:.1f}")  # fmt: skip
+
+
+def _seconds(sweeps: Iterable[ProofSweep], percent: int) -> str:
+    """The median of what a sweep takes alone; empty where none of them tells."""
+    seconds = [each for each in (sweep.seconds_with(percent) for sweep in sweeps) if each is not None]
+    return f"{statistics.median(seconds):.0f} s" if seconds else ""
 
 
 def _grouped(sweeps: Iterable[ProofSweep]) -> dict[tuple[str, str, int], list[ProofSweep]]:

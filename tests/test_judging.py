@@ -6,6 +6,7 @@ import json
 import math
 import random
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +19,16 @@ from attnbench.harness.exit_codes import Exit
 from attnbench.harness.gate.gates import result_of
 from attnbench.harness.gate.pairs import Pairs
 from attnbench.harness.gate.proof import judge_sweep
-from attnbench.harness.gate.proof_records import INJECTED, Kept, ProofSweep, append_to, keys_of_families, read_sweeps
+from attnbench.harness.gate.proof_records import (
+    INJECTED,
+    FirstFound,
+    Kept,
+    ProofSweep,
+    append_to,
+    keys_of_families,
+    read_first_found,
+    read_sweeps,
+)
 from attnbench.harness.gate.records import CONTROL, ArmInfo, ArmLabel, Comparison, Gate, GateInfo, GateLaunch, Stage
 from attnbench.harness.gate.schedule import Scheduled, arms_in_order, next_pair
 from attnbench.harness.records import Outcome, Samples, SessionEnded
@@ -211,24 +221,55 @@ def test_order_is_balanced_and_recorded_by_the_seed() -> None:
     assert set(arms_in_order(Scheduled(YARDSTICK, "screen", 0), 7)) == {"base", "control"}
 
 
-def test_the_screen_comes_first_and_then_what_the_rule_wants() -> None:
-    """Every comparison and the control ride in each pair of the screen; after it what is flagged alone, with the control."""
-    same, slower = comparison(32), comparison(64)
-    described = info([same, slower])
+def schedule(described: GateInfo, times_s: Callable[[str, int], float]) -> list[dict[str, tuple[Stage, int]]]:
+    """What each pair of servers measures until nothing is wanted; `times_s` is told a candidate's key and pair."""
     launches: list[GateLaunch] = []
     steps = []
-    while True:
-        step = next_pair(described, Pairs.of(launches))
-        if step is None:
-            break
+    counts: Counter[str] = Counter()
+    while (step := next_pair(described, Pairs.of(launches))) is not None:
         assert step == next_pair(described, Pairs.of(launches))
-        steps.append((step.stage, step.pair, frozenset(each.key for each in step.comparisons)))
-        for of in step.comparisons:
-            for arm in arms_in_order(of, step.stage, step.pair, described.seed):
-                is_slow = of.key == slower.key and arm == "candidate"
-                launches.append(launch(of, arm, step.pair, 1.1e-3 if is_slow else 1e-3, stage=step.stage))
-    every, flagged = frozenset({same.key, slower.key, CONTROL}), frozenset({slower.key, CONTROL})
-    assert steps == [("screen", at, every) for at in range(8)] + [("after", at, flagged) for at in range(8)]
+        steps.append({each.comparison.key: (each.stage, each.pair) for each in step.scheduled})
+        for each in step.scheduled:
+            of = each.comparison
+            for arm in arms_in_order(each, described.seed):
+                time_s = times_s(of.key, counts[of.key]) if arm == "candidate" else 1e-3
+                launches.append(launch(of, arm, each.pair, time_s, stage=each.stage, servers=len(steps)))
+            counts[of.key] += 1
+    assert [step[CONTROL] for step in steps] == [("screen", at) for at in range(len(steps))]
+    return [{key: at for key, at in step.items() if key != CONTROL} for step in steps]
+
+
+def screen(*keys: str, begin: int = 0, end: int = 8) -> list[dict[str, tuple[Stage, int]]]:
+    """Pairs of a screen that these ride in together."""
+    return [dict.fromkeys(keys, ("screen", at)) for at in range(begin, end)]
+
+
+def test_the_screen_comes_first_and_then_what_the_rule_wants() -> None:
+    """Every comparison rides in each pair of the screen, and after it what is flagged alone; the control is in all."""
+    same, slower = comparison(32).key, comparison(64).key
+    steps = schedule(info([comparison(32), comparison(64)]), lambda key, _: 1.1e-3 if key == slower else 1e-3)
+    assert steps == screen(same, slower) + [{slower: ("after", at)} for at in range(4)]
+
+
+def test_servers_serve_both_stages() -> None:
+    """Where one screen goes on, what another has flagged is confirmed by the same servers."""
+    wide, slower = comparison(32).key, comparison(64).key
+    steps = schedule(
+        info([comparison(32), comparison(64)]), lambda key, at: 1.1e-3 if key == slower else (0.95e-3, 1.05e-3)[at % 2]
+    )
+    both = [{wide: ("screen", 8 + at), slower: ("after", at)} for at in range(4)]
+    assert steps == screen(wide, slower) + both + screen(wide, begin=12, end=16)
+
+
+def test_what_looks_slower_is_measured_first() -> None:
+    """With `exit_first` it goes on alone after three pairs, to where it is settled, or to where it looks slower no more."""
+    same, slower, once = (comparison(seq).key for seq in (32, 64, 128))
+    described = info([comparison(32), comparison(64), comparison(128)], exit_first=True)
+    steps = schedule(described, lambda key, at: 1.1e-3 if key == slower or (key == once and at < 4) else 1e-3)
+    alone = [{slower: ("screen", at)} for at in (5, 6, 7)] + [{slower: ("after", at)} for at in range(4)]
+    assert steps[:12] == screen(same, slower, once, end=3) + screen(slower, once, begin=3, end=5) + alone
+    assert steps[12:14] == screen(same, begin=3, end=5)
+    assert steps[14] == {same: ("screen", 5), once: ("screen", 5)}
 
 
 def test_a_pair_that_was_cut_off_is_measured_again() -> None:
@@ -237,8 +278,10 @@ def test_a_pair_that_was_cut_off_is_measured_again() -> None:
     launches = [*pairs_of(whole, screen=3), *pairs_of(torn, screen=3)[:-1]]
     step = next_pair(info([whole, torn]), Pairs.of(launches))
     assert step is not None
-    assert (step.stage, step.pair) == ("screen", 2)
-    assert {each.key for each in step.comparisons} == {torn.key, CONTROL}
+    assert {each.comparison.key: (each.stage, each.pair) for each in step.scheduled} == {
+        torn.key: ("screen", 2),
+        CONTROL: ("screen", 0),
+    }
 
 
 def test_what_ended_is_not_measured_further() -> None:
@@ -247,11 +290,11 @@ def test_what_ended_is_not_measured_further() -> None:
     end = ending(failed, "candidate", Outcome.CRASHED)
     step = next_pair(info([fine, failed]), Pairs.of(end))
     assert step is not None
-    assert {each.key for each in step.comparisons} == {fine.key, CONTROL}
+    assert {each.comparison.key for each in step.scheduled} == {fine.key, CONTROL}
     assert next_pair(info([failed]), Pairs.of(end)) is None
     step = next_pair(info([fine]), Pairs.of(ending(YARDSTICK, "base", Outcome.ERROR)))
     assert step is not None
-    assert [each.key for each in step.comparisons] == [fine.key]
+    assert [each.comparison.key for each in step.scheduled] == [fine.key]
 
 
 @pytest.mark.parametrize("arm", ["base", "candidate"])
@@ -261,7 +304,7 @@ def test_half_a_pair_ends_nothing(arm: ArmLabel) -> None:
     alone = launch(one, arm, outcome=Outcome.TIMED_OUT)
     step = next_pair(info([one]), Pairs.of([alone]))
     assert step is not None
-    assert one.key in {each.key for each in step.comparisons}
+    assert one.key in {each.comparison.key for each in step.scheduled}
     assert next_pair(info([one]), Pairs.of([alone.model_copy(update={"ends": True})])) is None
 
 
@@ -450,7 +493,7 @@ def sweep() -> ProofSweep:
     """A sweep of two cells, in which the injected slowdowns were found."""
     none = (0.001, -0.001) * 4
     return ProofSweep(
-        schema=3, at="2026-11-24T00:00:00", machine="Test CPU", fingerprint="f", attnbench="0.1.0", load="quiet", threads=2,
+        schema=4, at="2026-11-24T00:00:00", machine="Test CPU", fingerprint="f", attnbench="0.1.0", load="quiet", threads=2,
         seed=1, seconds=60.0, seconds_by_percent={0: 40.0, 3: 50.0}, launches=100, void=2,
         same={"a": kept(*none), "b": kept(*none)}, twin="a",
         injected={percent: kept(*[math.log1p(percent / 100)] * 24) for percent in INJECTED if percent}, control=kept(*none),
@@ -491,6 +534,9 @@ def test_the_proof_counts_with_exact_bounds(sweep: ProofSweep) -> None:
     assert list(alarms["sweeps with an alarm"]) == ["0 of 59", "0 of 1", "0 of 1"]
     assert list(alarms["rate"]) == ["< 5.0%", "< 95.0%", "< 95.0%"]
     power = proof_report.power([sweep] * 59)
+    assert list(power["a sweep alone takes"]) == ["50 s", "", ""]
+    before = sweep.model_copy(update={"schema_version": 3})
+    assert set(proof_report.power([before])["a sweep alone takes"]) == {""}
     assert list(power["found"]) == ["59 of 59"] * 3
     assert set(power["rate"]) == {"> 95%"}
 
@@ -502,6 +548,24 @@ def test_sweeps_of_another_rule_are_not_counted(sweep: ProofSweep) -> None:
     document = proof_report.document([sweep, cut, cut])
     assert document.lines[0].startswith("1 sweep, 2026-11-24; 2 more lack pairs")
     assert [list(table["rate"]) for table in document.tables.values()] == [["< 95.0%"], ["> 5%"] * 3]
+
+
+def test_what_was_found_first_is_counted(tmp_path: Path) -> None:
+    """Sweeps that end with what is found are kept apart from the others, and shown with how soon that was."""
+    one = FirstFound(
+        schema=1, at="2026-11-24T00:00:00", machine="Test CPU", fingerprint="f", attnbench="0.1.0", load="quiet", threads=1,
+        seed=1, cells=8, percent=10, verdict=Verdict.REGRESSED, alarms=0, seconds=50.0, servers=13,
+    )  # fmt: skip
+    missed = one.model_copy(update={"verdict": Verdict.INCONCLUSIVE, "seconds": 90.0, "alarms": 1})
+    for each in (one, one, missed):
+        file = append_to(tmp_path, "machine", each)
+    assert file == tmp_path / "first-found" / "machine.jsonl"
+    assert read_first_found(tmp_path) == [one, one, missed]
+    assert read_sweeps(tmp_path) == []
+    table = proof_report.document([], read_first_found(tmp_path)).tables["Slowdowns that end a sweep, by --exit-first"]
+    row = dict(zip(table.columns, table.iloc[0], strict=True))
+    assert (row["found"], row["sweeps with an alarm"]) == ("2 of 3", "1 of 3")
+    assert (row["median"], row["slowest"], row["pairs of servers"]) == ("50 s", "90 s", 13)
 
 
 def test_an_empty_proof_says_so(attnbench: Command, tmp_path: Path) -> None:

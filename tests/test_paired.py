@@ -31,6 +31,7 @@ from attnbench.harness.verdicts.paired import (
     flags_of,
     holm,
     is_screened,
+    looking_slower,
     rule,
     wanted_after,
 )
@@ -60,24 +61,25 @@ def drawn(generator: random.Random, shift: float, noise: float) -> Pair:
 
 
 def moments(seed: int, shifts: Sequence[float], noise: float) -> Iterator[dict[str, Series]]:
-    """Every moment of a sweep that is measured as the schedule would: screens first, then what is wanted, in turn."""
+    """Every moment of a sweep that is measured as the schedule would: pairs of a screen beside fresh ones."""
     generator = random.Random(seed)
     series = {str(at): Series() for at in range(len(shifts))}
-    while unscreened := [key for key, each in series.items() if not is_screened(each)]:
-        for key in unscreened:
-            old = series[key]
-            series[key] = Series((*old.screen, drawn(generator, shifts[int(key)], noise)))
-            yield dict(series)
     while True:
         wanted = wanted_after(series)
-        lacking = [key for key, each in series.items() if len(each.after) < wanted[key]]
-        if not lacking:
+        unscreened = fewest({key: len(each.screen) for key, each in series.items() if not is_screened(each)})
+        lacking = fewest({key: len(each.after) for key, each in series.items() if len(each.after) < wanted[key]})
+        if not (unscreened or lacking):
             return
-        for key in lacking:
-            old = series[key]
-            fresh = drawn(generator, shifts[int(key)], noise)
-            series[key] = Series(old.screen, (*old.after, fresh))
+        for key in (*unscreened, *lacking):
+            old, pair = series[key], drawn(generator, shifts[int(key)], noise)
+            is_fresh = key in lacking
+            series[key] = Series(old.screen, (*old.after, pair)) if is_fresh else Series((*old.screen, pair))
             yield dict(series)
+
+
+def fewest(counts: Mapping[str, int]) -> list[str]:
+    """The keys of the smallest counts."""
+    return [key for key, count in counts.items() if count == min(counts.values())]
 
 
 def measured(seed: int, shifts: Sequence[float], noise: float) -> dict[str, Series]:
@@ -282,7 +284,8 @@ def test_less_measured_says_less(seed: int, shifts: list[float], noise: float) -
 def test_nothing_measured_is_inconclusive() -> None:
     """No pair, seven of the screen, and a flag without its fresh pairs: INCONCLUSIVE, with what is missing in its reason."""
     slower = of_effects([0.2] * SCREEN_PAIRS)
-    rulings = rule({"a": Series(), "b": Series(slower[:7]), "c": Series(slower), "d": Series(slower, slower[:7])})
+    mixed = of_effects([0.2] * 7 + [0.0])
+    rulings = rule({"a": Series(), "b": Series(slower[:7]), "c": Series(slower), "d": Series(mixed, slower[:7])})
     assert {each.verdict for each in rulings.values()} == {Verdict.INCONCLUSIVE}
     assert rulings["a"].reason == "0 of 8 pairs of the screen were measured"
     assert rulings["b"].reason == "7 of 8 pairs of the screen were measured"
@@ -349,23 +352,78 @@ def test_a_little_beyond_the_floor_is_neither() -> None:
     assert verdicts({"0": Series(of_effects(values), of_effects(values * 2))}) == {"0": Verdict.INCONCLUSIVE}
 
 
+#: Pairs that are slower, pairs that are not, and a screen that flags with one of these among those.
+SLOWER, SAME = of_effects([0.05] * 30), of_effects([0.0] * 30)
+MIXED = (*SLOWER[:7], SAME[0])
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_the_early_look_counts_every_pair(direction: Direction) -> None:
+    """Where all pairs of a screen and a few fresh ones lie beyond the floor, that settles it, whatever else is still measured."""
+    slower, same = of_effects([0.05 * direction] * 30), SAME
+    said = Verdict.REGRESSED if direction is Direction.SLOWER else Verdict.IMPROVED
+    settled = Series(slower[:8], slower[:5])
+    others = {str(at): Series(same[:at]) for at in range(1, 8)}
+    assert wanted_after({"0": settled, **others})["0"] == 5
+    ruling = rule({"0": settled, **others})["0"]
+    assert ruling.verdict is said
+    assert ruling.reason.startswith("13 pairs: ")
+    assert rule({"0": settled, **others}, is_contaminated=True)["0"].verdict is Verdict.INCONCLUSIVE
+    for left in (
+        Series(slower[:8], slower[:4]),
+        Series(slower[:8], (*slower[:4], same[0])),
+        Series((*slower[:7], same[0]), slower[:5]),
+    ):
+        assert wanted_after({"0": left, **others})["0"] == CONFIRM_PAIRS
+        assert rule({"0": left, **others})["0"].verdict is Verdict.INCONCLUSIVE
+
+
+def test_the_early_look_is_of_the_whole_sweep() -> None:
+    """Pairs in a row, each beyond the floor with an even chance, settle something in at most 2 of 1000 sweeps of any size."""
+    for comparisons in (*range(1, 200), 500, 10_000):
+        looks = Looks(comparisons, 1)
+        assert 2 * comparisons * 2.0 ** -(SCREEN_PAIRS + looks.early) <= 0.002
+    assert [Looks(comparisons, 1).early for comparisons in (1, 8, 60)] == [4, 5, 8]
+
+
+def test_what_looks_slower() -> None:
+    """All pairs so far beyond the floor, three at least, and not yet enough of them; neither what is faster nor what is mixed."""
+    faster = of_effects([-0.05] * 30)
+    series = {
+        "two": Series(SLOWER[:2]), "three": Series(SLOWER[:3]), "faster": Series(faster[:7]),
+        "fresh": Series(SLOWER[:8], SLOWER[:2]), "one": Series((*SLOWER[:3], SAME[0])), "both": Series((*SLOWER[:3], faster[0])),
+        "late": Series(SLOWER[:8], SAME[:1]), "none": Series(), "same": Series(SAME[:3]), "settled": Series(SLOWER[:8], SLOWER[:8]),
+    }  # fmt: skip
+    assert looking_slower(series) == {"three", "fresh"}
+
+
 def test_the_first_look_counts() -> None:
     """The first look comes at the fewest pairs that can pass it; what it settles asks for no more, what it leaves does."""
-    assert [Looks(flags).first for flags in (1, 2, 4, 60)] == [8, 9, 10, 14]
-    slower, none = of_effects([0.05] * 30), of_effects([0.0] * 30)
-    settled = Series(slower[:8], slower[:8])
+    assert [Looks(8, flags).first for flags in (1, 2, 4, 60)] == [8, 9, 10, 14]
+    settled = Series(MIXED, SLOWER[:8])
     assert wanted_after({"0": settled}) == {"0": 8}
     assert verdicts({"0": settled}) == {"0": Verdict.REGRESSED}
-    left = Series(slower[:8], (*slower[:7], none[0]))
+    left = Series(MIXED, (*SLOWER[:7], SAME[0]))
     assert wanted_after({"0": left}) == {"0": CONFIRM_PAIRS}
     assert verdicts({"0": left}) == {"0": Verdict.INCONCLUSIVE}
-    last = Series(slower[:8], (*slower[:7], none[0], *slower[:8]))
+    last = Series(MIXED, (*SLOWER[:7], SAME[0], *SLOWER[:8]))
     assert verdicts({"0": last}) == {"0": Verdict.REGRESSED}
     noisy = Series(of_effects([0.03, 0.06, 0.09, 0.12] * 2))
     assert wanted_after({"0": noisy}) == {"0": NOISY_CONFIRM_PAIRS}
-    two = {"0": settled, "1": Series(slower[:8], slower[:8])}
+    two = {"0": settled, "1": Series(MIXED, SLOWER[:8])}
     assert set(verdicts(two).values()) == {Verdict.INCONCLUSIVE}  # two flags: nine pairs each
     assert wanted_after(two) == {"0": CONFIRM_PAIRS, "1": CONFIRM_PAIRS}
+
+
+def test_the_first_look_waits_for_every_screen() -> None:
+    """Another flag would ask for more pairs; what the early look has settled keeps nobody waiting."""
+    settled = Series(MIXED, SLOWER[:8])
+    waiting = {"0": settled, "1": Series(SAME[:7])}
+    assert verdicts(waiting)["0"] is Verdict.INCONCLUSIVE
+    assert verdicts({"0": settled, "1": Series(SAME[:8])})["0"] is Verdict.REGRESSED
+    beside = {"0": Series(SLOWER[:8], SLOWER[:4]), "1": Series(MIXED, SLOWER[:9])}
+    assert set(verdicts(beside).values()) == {Verdict.REGRESSED}
+    assert wanted_after(beside) == {"0": 4, "1": 9}
 
 
 def test_one_slower_cell_of_sixty_is_found() -> None:

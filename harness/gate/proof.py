@@ -130,7 +130,7 @@ def _kept(measured: _Measured, load: Load) -> ProofSweep | None:
         return None  # a cell failed: nothing is proved by it, and the watcher said so
     keys = [each.key for each in gate.info.comparisons if each.key not in injected.values()]
     return ProofSweep(
-        schema=3, **_where(ready, load), seconds=round(_end(gate).wall_s, 1),
+        schema=4, **_where(ready, load), seconds=round(_end(gate).wall_s, 1),
         seconds_by_percent={
             percent: round(_seconds(gate, pairs, family), 1)
             for percent, family in zip((0, *injected), keys_of_families(keys, twin, injected), strict=True)

@@ -49,8 +49,8 @@ class ProofSweep(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    # 1: pairs of whole launches; 2: by a rule that screened by 8 pairs alone.
-    schema_version: Literal[3] = Field(alias="schema")
+    # 1: pairs of whole launches; 2: by a rule that screened by 8 pairs alone; 3: fresh pairs by servers of their own.
+    schema_version: Literal[3, 4] = Field(alias="schema")
     at: str
     machine: str
     fingerprint: str
@@ -66,6 +66,10 @@ class ProofSweep(BaseModel):
     twin: str
     injected: dict[int, Kept]
     control: Kept
+
+    def seconds_with(self, percent: int) -> float | None:
+        """What the sweep with so many percent would have taken alone; None where servers were started as they are no more."""
+        return self.seconds_by_percent.get(percent) if self.schema_version == 4 else None
 
     @property
     def date(self) -> str:

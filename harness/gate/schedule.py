@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..verdicts.pair import Series
-from ..verdicts.paired import is_screened, on_the_way, wanted_after
+from ..verdicts.paired import is_screened, looking_slower, wanted_after
 from .pairs import Pairs
 from .records import CONTROL, ArmLabel, Comparison, GateInfo, Stage
 
@@ -44,7 +44,7 @@ def next_pair(info: GateInfo, pairs: Pairs) -> Next | None:
     alive = [each for each in info.comparisons if each.key not in pairs.ends]
     series = {each.key: pairs.of_comparison(each.key) for each in alive}
     families = [[key for key in family if key in series] for family in info.families or (tuple(series),)]
-    due = _in_haste(families, series) if info.exit_first else []
+    due = _suspects(families, series) if info.exit_first else []
     due = due or [*_unscreened(series), *_unconfirmed(families, series)]
     if not due:
         return None
@@ -77,9 +77,9 @@ def _unconfirmed(families: Sequence[Sequence[str]], series: Mapping[str, Series]
     )
 
 
-def _in_haste(families: Sequence[Sequence[str]], series: Mapping[str, Series]) -> list[str]:
+def _suspects(families: Sequence[Sequence[str]], series: Mapping[str, Series]) -> list[str]:
     """What would soon be settled if it went on as it began."""
-    keys = {key for family in families for key in on_the_way({key: series[key] for key in family})}
+    keys = {key for family in families for key in looking_slower({key: series[key] for key in family})}
     return _fewest({key: len(series[key].screen) + len(series[key].after) for key in keys})
 
 

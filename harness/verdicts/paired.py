@@ -109,15 +109,14 @@ def flags_of(series: Series) -> tuple[Direction, ...]:
     return _flagged_by(series.screen) if is_screened(series) else ()
 
 
-def on_the_way(series: Mapping[str, Series]) -> frozenset[str]:
-    """Comparisons whose pairs, three or more, all lie beyond the floor on one side: a few more such would settle them early."""
+def looking_slower(series: Mapping[str, Series]) -> frozenset[str]:
+    """Comparisons whose pairs, three or more, all lie beyond the floor: a few more such would settle them early."""
     looks = _looks(series)
     return frozenset(
         key
         for key, each in series.items()
         for pairs in ((*each.screen, *each.after),)
-        if SUSPECT_PAIRS <= len(pairs) < SCREEN_PAIRS + looks.early
-        if any(_all_beyond(pairs, direction) for direction in Direction)
+        if SUSPECT_PAIRS <= len(pairs) < SCREEN_PAIRS + looks.early and _all_beyond(pairs, Direction.SLOWER)
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from attnbench.harness.gate.pairs import Pairs
+from attnbench.harness.gate.proof_records import read_first_found
 from attnbench.harness.gate.records import Gate, GateLaunch
 from attnbench.harness.records import Outcome, SessionEnded
 from attnbench.harness.store import LAUNCH_FILE
@@ -126,13 +127,17 @@ def assert_apart(gate: Gate, repository: Path) -> None:
 def test_a_pull_request_that_is_slower(
     repository: Path, tmp_path: Path, attnbench_in: Callable[[Path], Command]
 ) -> None:
-    """Chunked at a fraction of its speed is REGRESSED and the gate exits 10; the other is not; the arms are apart."""
+    """Chunked at a fraction of its speed is REGRESSED and the gate exits 10; the other is not; the arms are apart.
+
+    With `--exit-first` as well, which leaves the other where it was.
+    """
     much_slower(repository)
     commit(repository, "Slower")
-    done = attnbench_in(repository)(
+    asked = (
         "gate", tmp_path / "three.yaml", "--only", "chunked,sdpa_flash", "--base", "HEAD~1", "--candidate", "HEAD",
-        "--out", tmp_path / "runs", timeout=1500,
+        "--out", tmp_path / "runs",
     )  # fmt: skip
+    done = attnbench_in(repository)(*asked, timeout=1500)
     assert done.returncode == 10, done.stdout + done.stderr
     gate = gate_of(done, repository)
     said = verdicts_of(gate)
@@ -150,6 +155,12 @@ def test_a_pull_request_that_is_slower(
     again = attnbench_in(repository)("compare", gate.path, "--replay")
     assert again.returncode == 10
     assert "the same, byte for byte" in again.stderr
+    first = attnbench_in(repository)(*asked, "--exit-first", timeout=1500)
+    assert first.returncode == 10, first.stdout + first.stderr
+    said = verdicts_of(gate_of(first, repository))
+    assert said["chunked"]["verdict"] == "REGRESSED"
+    assert said["chunked"]["reason"].startswith("12 pairs: slower by ")
+    assert said["sdpa_flash"]["reason"].endswith(" of 8 pairs of the screen were measured")
 
 
 def test_a_comment_and_an_interrupt(repository: Path, tmp_path: Path, attnbench_in: Callable[[Path], Command]) -> None:
@@ -279,6 +290,19 @@ def test_two_implementations(attnbench: Command, tmp_path: Path) -> None:
     arms = {each.arm: each.name.split("/")[0] for each in gate.launches() if each.comparison != "control"}
     assert arms == {"base": "naive", "candidate": "sdpa_flash"}
     assert "sdpa_flash against naive" in done.stdout
+
+
+def test_a_proof_of_what_is_found_first(attnbench: Command, tmp_path: Path) -> None:
+    """One sweep with an injected slowdown that ends once it is shown: kept with its seconds, and in the table."""
+    (tmp_path / "c.yaml").write_text(CONFIG.format(names="sdpa_flash, naive"))
+    done = attnbench("gate", "c.yaml", "--prove", "--exit-first", "--out", "proof", timeout=1500)
+    assert done.returncode == 0, done.stderr
+    assert "Slowdowns that end a sweep" in done.stdout
+    (one,) = read_first_found(tmp_path / "proof")
+    assert (one.cells, one.percent) == (2, 10)
+    assert one.verdict in ("REGRESSED", "INCONCLUSIVE")
+    assert one.seconds > 0
+    assert one.servers >= 12
 
 
 def wheel_of(source: Path, folder: Path) -> Path:
