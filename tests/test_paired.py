@@ -392,7 +392,8 @@ def test_what_looks_slower() -> None:
     series = {
         "two": Series(SLOWER[:2]), "three": Series(SLOWER[:3]), "faster": Series(faster[:7]),
         "fresh": Series(SLOWER[:8], SLOWER[:2]), "one": Series((*SLOWER[:3], SAME[0])), "both": Series((*SLOWER[:3], faster[0])),
-        "late": Series(SLOWER[:8], SAME[:1]), "none": Series(), "same": Series(SAME[:3]), "settled": Series(SLOWER[:8], SLOWER[:8]),
+        "late": Series(SLOWER[:8], SAME[:1]), "none": Series(), "same": Series(SAME[:3]),
+        "settled": Series(SLOWER[:8], SLOWER[:8]),
     }  # fmt: skip
     assert looking_slower(series) == {"three", "fresh"}
 
