@@ -69,7 +69,32 @@ def test_blocks_decide_the_race(
     """A slow small product does not decide, unless it is hopelessly slow; a block's must be clearly faster than float32's."""
     times = iter([[small, 1.0], [block, 1.0]])
     monkeypatch.setattr(precision, "_least_s", lambda *_: next(times))
-    assert precision._winner.__wrapped__(torch.bfloat16, 1) is expected
+    assert precision._winner.__wrapped__(torch.bfloat16, 1, is_few=False) is expected
+
+
+@pytest.mark.parametrize("is_few", [False, True])
+def test_few_rows_are_raced_with_what_their_keys_cost(monkeypatch: pytest.MonkeyPatch, is_few: bool) -> None:
+    """Where keys are read once, a copy of them in float32 is part of the race."""
+    raced: list[list[Any]] = []
+    monkeypatch.setattr(precision, "_product", lambda *given: given)
+    monkeypatch.setattr(precision, "_least_s", lambda *calls: raced.append(list(calls)) or [1.0, 2.0])
+    assert precision._winner.__wrapped__(torch.bfloat16, 1, is_few=is_few) is torch.bfloat16
+    _, (own, single) = raced
+    assert own[0] is torch.bfloat16
+    assert own[1][1] == (4 if is_few else 256)
+    assert single[2] is (torch.bfloat16 if is_few else None)
+
+
+@pytest.mark.parametrize("is_turned", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_few_queries_are_right_either_way_round(monkeypatch: pytest.MonkeyPatch, is_turned: bool, dtype: Any) -> None:
+    """Products of a few rows, grouped and not, turned as on some machines or not as on others."""
+    monkeypatch.setattr(method, "turns", lambda of, *_: is_turned and of == torch.float32)
+    for heads in (8, 2):
+        problem = AttentionProblem(
+            heads_q=heads, heads_kv=2, seq_q=2, seq_kv=300, head_dim=64, dtype=dtype, mask="causal"
+        )
+        assert not _faults(problem, _scaled(problem, 1.5), {"products": "float32"})
 
 
 @pytest.fixture

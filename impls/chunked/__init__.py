@@ -32,7 +32,7 @@ class Chunked(Implementation):
     name = "chunked"
     summary = "in-repo exact attention in blocks, linear memory"
     package = "attnbench"
-    revision = 4
+    revision = 5
     options: ClassVar[Mapping[str, Option]] = {
         "query_block": Option(512),
         "key_block": Option(262144),

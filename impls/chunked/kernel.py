@@ -20,9 +20,6 @@ from .blocks import Block, Blocks
 from .method import Method
 from .precision import LARGEST_SCORE
 
-#: In float32 a product with fewer rows is faster the other way round: keys times query, then turned.
-FEW_ROWS = 8
-
 
 class LargeScoresError(ArithmeticError):
     """A score beyond what the dtype of products can bear."""
@@ -236,7 +233,7 @@ class _Arithmetic:
     def _all_scores(self, query: _Query, k_block: Tensor) -> Tensor:
         """Scaled scores `[n, G r, c]`, of hidden keys as well."""
         rows, factor = query
-        if rows.shape[1] <= FEW_ROWS and self._products == torch.float32 and self._device.type == "cpu":
+        if self._method.turns:
             turned = self._product("turned", k_block, rows.transpose(1, 2)).transpose(1, 2)
             scores = torch.mul(turned, factor, out=self._buffer("scores", turned.shape))
         else:
@@ -259,15 +256,13 @@ class _Arithmetic:
         apply(columns, whole[:count, begin - first : keys.stop - first])
 
     def _query(self, q: Tensor, block: Block) -> _Query:
-        """A float32 product takes a factor at no cost; 16-bit rows are scaled before."""
-        rows = self._rows("q rows", q, block)
-        return _Query(rows, self._scale) if self._products == self.exact else _Query(rows.mul_(self._scale), 1.0)
+        """A product takes a factor at no cost, and before it is rounded."""
+        return _Query(self._rows("q rows", q, block), self._scale)
 
     def _rows(self, name: str, tensor: Tensor, block: Block) -> Tensor:
         """These rows as `[n, G r, D]` in the dtype of operands: a view where that can be, else a copy."""
         part = _part(tensor, block)
-        is_view = part.dtype == self._operands and self._products == self.exact
-        if is_view and (part.shape[1] == 1 or part.is_contiguous()):
+        if part.dtype == self._operands and (part.shape[1] == 1 or part.is_contiguous()):
             return part.flatten(1, 2)
         return self._buffer(name, part.shape, self._operands).copy_(part).flatten(1, 2)
 

@@ -9,27 +9,30 @@ import torch
 from ..api import RefusedError
 from ..problem import AttentionProblem
 from .blocks import Blocks, Limits
-from .precision import exp_is_faster, fastest, widens
+from .precision import exp_is_faster, fastest, turns, widens
 
 #: Where no maximum is taken off the scores, parts of a row's keys add up at no cost, and so many at least stay in cache.
 UNSHIFTED_KEYS = 512
 #: To bound scores three tensors are read: it pays where there are so many times more scores than elements to read. What it
 #: takes besides is as long as so many elements.
 SCORES_PER_ELEMENT, ELEMENTS_MORE = 3, 2**18
+#: To look at a score takes as long as to read so many elements for the bound.
+LOOKS_PER_ELEMENT = 2
 
 
 @dataclass(frozen=True)
 class Method:
     """One way to compute attention. `operands` is the dtype of what is multiplied, `products` of the results and between them.
 
-    `unshifted` takes no maximum off the scores before it takes their exponentials, forwards: for small scores. `looks` at every
-    score, and gives up at a large one.
+    `turns` products of queries: keys times query. `unshifted` takes no maximum off the scores before it takes their
+    exponentials, forwards: for small scores. `looks` at every score, and gives up at a large one.
     """
 
     operands: torch.dtype
     products: torch.dtype
     forward: Blocks
     backward: Blocks
+    turns: bool = False
     unshifted: bool = False
     looks: bool = False
 
@@ -51,11 +54,12 @@ def choose(
     Errors: `RefusedError` where 16-bit products are asked for what needs float32.
     """
     wide = torch.promote_types(dtype, torch.float32)
-    chosen = {"own": dtype, "float32": wide}.get(products) or fastest(dtype, device)
+    rows = problem.group_size * problem.seq_q
+    chosen = {"own": dtype, "float32": wide}.get(products) or fastest(dtype, device, rows)
 
     def method(operands: torch.dtype, of: torch.dtype) -> Method:
         blocks = Blocks.of(problem, limits, of.itemsize, converts=operands != dtype)
-        return Method(operands, of, blocks, blocks)
+        return Method(operands, of, blocks, blocks, turns(of, device, rows))
 
     safe, fast = method(wide, wide), method(chosen, chosen)
     if products == "auto" and softmax != "unshifted" and not safe.forward.cuts_keys and widens(dtype, device):
@@ -71,8 +75,7 @@ def choose(
     is_free = products == "auto" and device.type == "cpu" and dtype != wide
     why = f"{_name(fast.products)} products, {'faster here' if is_free else 'as asked or needed'}"
     if fast != safe:
-        # To bound the scores reads every key; where there are few queries it is less to look at the scores themselves.
-        looks = products == "auto" and problem.group_size * problem.seq_q < problem.head_dim
+        looks = products == "auto" and _has_few_scores(problem)
         return Choice(replace(fast, looks=looks), safe, why)
     if softmax == "unshifted" or (softmax == "auto" and _pays(problem) and exp_is_faster(wide, device)):
         blocks = Blocks.of(problem, _in_parts(limits, problem, wide), wide.itemsize, converts=wide != dtype)
@@ -89,6 +92,12 @@ def _in_parts(limits: Limits, problem: AttentionProblem, products: torch.dtype) 
     rows = problem.batch * problem.heads_kv * min(limits.rows, problem.group_size * problem.seq_q)
     fitting = limits.workspace_bytes // (rows * products.itemsize)
     return replace(limits, keys=min(limits.keys, max(UNSHIFTED_KEYS, fitting)))
+
+
+def _has_few_scores(problem: AttentionProblem) -> bool:
+    """Whether to look at the scores themselves takes less than to bound them by the norms of queries and keys."""
+    rows = problem.group_size * problem.seq_q
+    return LOOKS_PER_ELEMENT * rows * problem.seq_kv <= (rows + problem.seq_kv) * problem.head_dim
 
 
 def _pays(problem: AttentionProblem) -> bool:

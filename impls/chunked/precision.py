@@ -19,18 +19,27 @@ ADVANTAGE = 1.2
 #: Shapes of the race: heads, rows, head dimension and keys. Small first: a CPU without 16-bit products may take a thousand times
 #: longer, and is not asked further; where AMX multiplies them, so small a product takes several times as long, and a block less.
 _SMALL, _BLOCK, _HOPELESS = (1, 64, 64, 64), (8, 256, 64, 512), 32
+#: Of so few rows a product is as long as its keys are read, and where they need a copy in float32, that is most of it.
+FEW_ROWS, _FEW = 8, (4, 4, 128, 2048)
 #: A shape is timed for so long and so many calls at least: the first calls of a process are ten times slower than the rest.
 _RACE_S, _CALLS = 3e-3, 6
 
 
-def fastest(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype in which products are to be computed; on CUDA float32, so that no value must be read back to choose.
+def fastest(dtype: torch.dtype, device: torch.device, rows: int) -> torch.dtype:
+    """The dtype in which to compute products of so many rows; on CUDA float32, so that no value must be read back to choose.
 
     There `widens` tells whether their operands may stay as they are.
     """
     if dtype == torch.float64 or device.type != "cpu":
         return torch.promote_types(dtype, torch.float32)
-    return _winner(dtype, torch.get_num_threads())
+    return _winner(dtype, torch.get_num_threads(), is_few=rows <= FEW_ROWS)
+
+
+def turns(dtype: torch.dtype, device: torch.device, rows: int) -> bool:
+    """Whether a product of so few rows is faster the other way round, keys times query and then turned; in 16 bits none is."""
+    return (
+        device.type == "cpu" and dtype == torch.float32 and rows <= FEW_ROWS and _turned_wins(torch.get_num_threads())
+    )
 
 
 def widens(dtype: torch.dtype, device: torch.device) -> bool:
@@ -82,21 +91,51 @@ def _exp_wins(dtype: torch.dtype, _threads: int) -> bool:
 
 
 @cache
-def _winner(dtype: torch.dtype, _threads: int) -> torch.dtype:
+def _turned_wins(_threads: int) -> bool:
+    heads, rows, inner, columns = _FEW
+    left, right, out = (
+        torch.ones(heads, rows, inner),
+        torch.ones(heads, columns, inner),
+        torch.empty(heads, rows, columns),
+    )
+    turned = torch.empty(heads, columns, rows)
+
+    def other_way_round() -> None:
+        torch.bmm(right, left.transpose(1, 2), out=turned)
+        torch.mul(turned.transpose(1, 2), 2.0, out=out)
+
+    direct_s, turned_s = _least_s(lambda: torch.bmm(left, right.transpose(1, 2), out=out), other_way_round)
+    return ADVANTAGE * turned_s < direct_s
+
+
+@cache
+def _winner(dtype: torch.dtype, _threads: int, *, is_few: bool) -> torch.dtype:
     if dtype == torch.float32:
         return torch.float32
-    for shape, advantage in ((_SMALL, 1 / _HOPELESS), (_BLOCK, ADVANTAGE)):
-        own_s, single_s = _least_s(_product(dtype, shape), _product(torch.float32, shape))
+    for shape, advantage in ((_SMALL, 1 / _HOPELESS), (_FEW if is_few else _BLOCK, ADVANTAGE)):
+        own_s, single_s = _least_s(
+            _product(dtype, shape), _product(torch.float32, shape, dtype if shape is _FEW else None)
+        )
         if own_s * advantage > single_s:
             return torch.float32
     return dtype
 
 
-def _product(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> Callable[[], object]:
+def _product(
+    dtype: torch.dtype, shape: tuple[int, int, int, int], given: torch.dtype | None = None
+) -> Callable[[], object]:
+    """Rows times keys, which are `given` in another dtype if so."""
     heads, rows, inner, columns = shape
     left, right = torch.ones(heads, rows, inner, dtype=dtype), torch.ones(heads, columns, inner, dtype=dtype)
     out = torch.empty(heads, rows, columns, dtype=dtype)
-    return lambda: torch.bmm(left, right.transpose(1, 2), out=out)
+    keys = None if given is None else right.to(given)
+
+    def multiply() -> None:
+        if keys is not None:
+            right.copy_(keys)
+        torch.bmm(left, right.transpose(1, 2), out=out)
+
+    return multiply
 
 
 def _least_s(*calls: Callable[[], object]) -> list[float]:
