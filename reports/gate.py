@@ -18,6 +18,7 @@ from ..harness.gate.gates import result_of
 from ..harness.gate.judging import GateResult
 from ..harness.gate.records import ArmInfo, Gate
 from ..harness.records import Notice, SessionEnded
+from ..harness.verdicts import paired
 from ..harness.verdicts.judgement import Judgement, Verdict
 from . import forest
 from . import format as fmt
@@ -116,6 +117,8 @@ def _lines(gate: Gate, result: GateResult) -> Iterator[str]:
         yield f"the control ended: {result.control_failure}"
     control = f"the control, base against base: {result.control}" if result.control else "the control has too few pairs"
     yield f"{control}; on {machine_name(gate.info.environment)}"
+    if gate.info.exit_first:
+        yield "what looked slower was measured first, and nothing more once something was shown to be (--exit-first)"
     yield "of all sweeps of identical code at most 1 % may be called slower or faster; an effect below 1 % never is"
 
 
@@ -176,5 +179,9 @@ def _page(gate: Gate, result: GateResult) -> str:
             },
             "environment": {key: words_of(value) for key, value in (facts | versions).items()},
             "arms": {"base": _made_of(info.base), "candidate": _made_of(info.candidate)},
+            "rule": paired,
+            "percent": lambda level: f"{100 * level:g} %",
+            "comparisons": len(info.comparisons),
+            "in_a_row": paired.SCREEN_PAIRS + paired.Looks(len(info.comparisons), 1).early,
         },
     )

@@ -479,6 +479,18 @@ def test_annotations_are_empty_where_all_is_well(stored: Callable[..., Gate]) ->
     assert "<svg" in (gate.path / "report.html").read_text()
 
 
+def test_the_page_says_the_rule_of_its_size(stored: Callable[..., Gate]) -> None:
+    """Levels and pairs are those of the rule, for so many comparisons; that it stops at the first is said."""
+    many = [comparison(seq) for seq in range(16, 76)]
+    gate = stored(many, [*pairs_of(many[0]), *control()], exit_first=True)
+    report.write_all(gate)
+    page = " ".join((gate.path / "report.html").read_text().split())
+    assert "at 0.2 %, where every pair" in page
+    assert "(16 of 60)" in page
+    assert "at 0.4 % after 16, or 24 where" in page
+    assert "--exit-first" in (gate.path / "summary.md").read_text()
+
+
 # The proof
 
 
