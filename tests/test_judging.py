@@ -486,7 +486,7 @@ def test_the_page_says_the_rule_of_its_size(stored: Callable[..., Gate]) -> None
     report.write_all(gate)
     page = " ".join((gate.path / "report.html").read_text().split())
     assert "at 0.2 %, where every pair" in page
-    assert "(16 of 60)" in page
+    assert "(16 pairs for 60 comparisons)" in page
     assert "at 0.4 % after 16, or 24 where" in page
     assert "--exit-first" in (gate.path / "summary.md").read_text()
 
