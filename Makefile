@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench bench-chunked bench-cpu bench-papers test lint clean test-cuda test-emulated test-packages test-tracking verify verify-emulated
+.PHONY: bench bench-chunked bench-cpu bench-papers test lint clean test-cuda test-emulated test-packages test-processes test-tracking verify verify-emulated
 
 bench: .venv/installed
 	$(BIN)/attnbench run quick
@@ -21,6 +21,9 @@ test: .venv/installed-test
 
 test-cuda: .venv/installed-test
 	$(BIN)/python -m pytest -q -m cuda tests tests/tracking
+
+test-processes: .venv/installed-test
+	$(BIN)/python -m pytest -q tests/processes
 
 test-tracking: .venv/installed-test
 	$(BIN)/python -m pytest -q tests/tracking

@@ -14,7 +14,18 @@ import pytest
 # A shell that runs the tests in the background has its children ignore Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 FAKES = Path(__file__).parent / "plugins" / "fakes.py"
+#: Tests of minutes, each folder with a target that names it: it is collected only then.
+LONG = [Path(__file__).parent / name for name in ("processes", "tracking")]
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out a folder of long tests where no argument lies in it."""
+    folder = next((each for each in LONG if collection_path.is_relative_to(each)), None)
+    if folder is None:
+        return None
+    named = [(config.invocation_params.dir / arg.partition("::")[0]).resolve() for arg in config.args]
+    return None if any(path.is_relative_to(folder) for path in named) else True
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,9 @@ from attnbench.harness.verification import Verification
 from attnbench.impls import AttentionProblem
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-ROOT = Path(__file__).parent.parent
-FAULTY = Path(__file__).parent / "plugins" / "faulty.py"
-BROKEN = Path(__file__).parent / "plugins" / "broken.py"
+ROOT = Path(__file__).parents[2]
+FAULTY = ROOT / "tests" / "plugins" / "faulty.py"
+BROKEN = ROOT / "tests" / "plugins" / "broken.py"
 
 
 def record(**changed: Any) -> Verification:

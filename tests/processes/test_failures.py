@@ -106,7 +106,7 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> list[Launch]:
         "--out",
         "runs",
         "--plugin",
-        str(Path(__file__).parent / "plugins/fakes.py"),
+        str(Path(__file__).parents[1] / "plugins/fakes.py"),
     ]
     done = subprocess.run(
         command, cwd=folder, env=_environment(), capture_output=True, text=True, timeout=300, check=False
@@ -170,7 +170,7 @@ def test_plugin_that_does_not_import(attnbench: Command, tmp_path: Path) -> None
     (tmp_path / "c.yaml").write_text(
         CONFIG.format(names="from_the_broken_plugin").replace("launches: 2", "launches: 1")
     )
-    broken = Path(__file__).parent / "plugins" / "broken.py"
+    broken = Path(__file__).parents[1] / "plugins" / "broken.py"
     done = attnbench("run", "c.yaml", "--out", "runs", "--plugin", broken)
     assert done.returncode == 13
     assert "Traceback" not in done.stderr

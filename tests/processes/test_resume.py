@@ -121,7 +121,7 @@ def test_interrupt_ends_cleanly(attnbench: Command, tmp_path: Path, fakes: Path)
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, copied by each test that damages it."""
     folder = tmp_path_factory.mktemp("finished")
-    process = start(folder, Path(__file__).parent / "plugins" / "fakes.py")
+    process = start(folder, Path(__file__).parents[1] / "plugins" / "fakes.py")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return next((folder / "runs").iterdir())
