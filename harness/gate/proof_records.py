@@ -19,7 +19,7 @@ Load = Literal["quiet", "toggling"]
 FIRST_FOUND = "first-found"
 #: A pair as it is kept: its effect and its typical effect (logarithms), and the seconds of base and candidate.
 _Numbers = tuple[float, float, float, float]
-_Kept = TypeVar("_Kept", bound=BaseModel)
+_Of = TypeVar("_Of", bound=BaseModel)
 
 
 class Kept(BaseModel):
@@ -41,16 +41,11 @@ class Kept(BaseModel):
         return Series(tuple(map(_pair, self.screen)), tuple(map(_pair, self.after)))
 
 
-class ProofSweep(BaseModel):
-    """One sweep of a proof: what was compared with itself, and the injected slowdowns that rode along, by percent.
-
-    `twin` is the cell that the injected ones are a slower copy of: each of them takes its place in a sweep of as many cells.
-    """
+class _Sweep(BaseModel):
+    """When, where and of what a sweep was measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    # 1: pairs of whole launches; 2: by a rule that screened by 8 pairs alone; 3: fresh pairs by servers of their own.
-    schema_version: Literal[3, 4] = Field(alias="schema")
     at: str
     machine: str
     fingerprint: str
@@ -58,6 +53,16 @@ class ProofSweep(BaseModel):
     load: Load
     threads: int
     seed: int
+
+
+class ProofSweep(_Sweep):
+    """One sweep of a proof: what was compared with itself, and the injected slowdowns that rode along, by percent.
+
+    `twin` is the cell that the injected ones are a slower copy of: each of them takes its place in a sweep of as many cells.
+    """
+
+    # 1: pairs of whole launches; 2: by a rule that screened by 8 pairs alone; 3: fresh pairs by servers of their own.
+    schema_version: Literal[3, 4] = Field(alias="schema")
     seconds: float
     seconds_by_percent: dict[int, float] = {}
     launches: int
@@ -85,22 +90,13 @@ class ProofSweep(BaseModel):
 INJECTED_KEY = "injected"
 
 
-class FirstFound(BaseModel):
+class FirstFound(_Sweep):
     """A sweep in which one cell is slower by so many percent of work, and that ended once that was shown.
 
     `seconds` are those of the whole: from the configuration that is read to the verdict. `servers` counts pairs of servers.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     schema_version: Literal[1] = Field(alias="schema")
-    at: str
-    machine: str
-    fingerprint: str
-    attnbench: str
-    load: Load
-    threads: int
-    seed: int
     cells: int
     percent: int
     verdict: Verdict
@@ -131,7 +127,7 @@ def read_first_found(folder: Path) -> list[FirstFound]:
     return _read(folder / FIRST_FOUND, FirstFound)
 
 
-def _read(folder: Path, kind: type[_Kept]) -> list[_Kept]:
+def _read(folder: Path, kind: type[_Of]) -> list[_Of]:
     found = []
     for file in sorted(folder.glob("*.jsonl")):
         try:
