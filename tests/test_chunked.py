@@ -22,7 +22,7 @@ from attnbench.harness.measure.tasks import CellTask, TruthTask
 from attnbench.harness.records import Measurement
 from attnbench.harness.run.fork_server import ForkServer
 from attnbench.impls import AttentionProblem, RefusedError, Tensors, get
-from attnbench.impls.chunked import kernel, method, precision
+from attnbench.impls.chunked import blocks, kernel, method, precision
 from attnbench.impls.chunked.blocks import Blocks, Limits
 from attnbench.impls.chunked.kernel import ChunkedAttention
 from attnbench.impls.chunked.method import Method
@@ -37,6 +37,10 @@ CHOICES: list[dict[str, Any]] = [
     {"products": "float32", "query_block": 48, "key_block": 64},
     {"key_block": 32, "workspace_mib": 1},
     {"softmax": "fused"},
+    {"padding": "always"},
+    {"products": "own", "padding": "always", "query_block": 100},
+    {"products": "float32", "padding": "always", "query_block": 48, "key_block": 64},
+    {"products": "float32", "padding": "always", "softmax": "unshifted", "query_block": 48, "key_block": 64},
     {"softmax": "unshifted"},
     {"products": "float32", "softmax": "unshifted", "query_block": 48, "key_block": 64},
 ]
@@ -57,6 +61,32 @@ def test_every_choice_is_right(options: dict[str, Any]) -> None:
         result = run_case(get("chunked", options), problem, DEVICE, truth_of(problem))
         assert not result.refusals
         assert not result.faults, f"{problem}: {result.faults}"
+
+
+@pytest.mark.parametrize("padding", ["always", "never"])
+def test_16_bit_exponentials_are_right(monkeypatch: pytest.MonkeyPatch, padding: str) -> None:
+    """Where there are keys enough for it, sums of bfloat16 exponentials pass the cases, in blocks of which some are padded."""
+    monkeypatch.setattr(blocks, "LEAST_PADDED", 1)
+    options = {"products": "own", "softmax": "unshifted", "padding": padding, "query_block": 100, "workspace_mib": 1}
+    for problem in contract.cases(fast_float16=False):
+        if problem.dtype == "bfloat16" and problem.seq_kv >= 16:
+            result = run_case(get("chunked", options), problem, DEVICE, truth_of(problem))
+            assert not result.refusals
+            assert not result.faults, f"{problem}: {result.faults}"
+
+
+@pytest.mark.parametrize("factor", [1.0, 10.0, 30.0, -30.0, 3000.0])
+def test_16_bit_exponentials_of_large_scores_are_not_used(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Whether all scores of a row are large, or far below zero, products are computed again in float32."""
+    for name, answer in {"fastest": torch.bfloat16, "exp_is_faster": True, "padded_is_faster": True}.items():
+        monkeypatch.setattr(method, name, lambda *_, answer=answer: answer)
+    problem = AttentionProblem(
+        heads_q=2, heads_kv=2, seq_q=300, seq_kv=300, head_dim=64, dtype="bfloat16", mask="causal"
+    )
+    inputs = _scaled(problem, 1.0)
+    inputs.key[..., 0] = 8 * factor  # with the queries' own first element, a score of the factor
+    inputs.query[..., 0] = 1.0
+    assert not _faults(problem, inputs, {})
 
 
 @pytest.mark.parametrize(
@@ -187,12 +217,25 @@ def test_values_of_any_size_stay_right(factor: float) -> None:
     assert not _faults(problem, inputs, {"softmax": "unshifted"})
 
 
-def test_unshifted_sums_of_16_bit_products_are_refused() -> None:
-    """Sums over parts need float32: who asks for both is told."""
-    tensors = Tensors(*(torch.zeros(1, 1, 8, 8, dtype=torch.bfloat16) for _ in range(3)))
-    problem = AttentionProblem(heads_q=1, heads_kv=1, seq_q=8, seq_kv=8, head_dim=8, dtype="bfloat16")
-    with pytest.raises(RefusedError, match="softmax auto or fused"):
-        get("chunked", {"products": "own", "softmax": "unshifted"}).prepare(problem, tensors)
+@pytest.mark.parametrize(
+    ("dtype", "seq", "options", "need"),
+    [
+        (
+            "bfloat16",
+            8,
+            {"softmax": "unshifted"},
+            "softmax auto or fused; bfloat16 exponentials need range, and 16 keys",
+        ),
+        ("float16", 64, {"softmax": "unshifted"}, "softmax auto or fused; float16 exponentials need range"),
+        ("bfloat16", 64, {"key_block": 32}, r"seq_kv <= key_block \(32\); sums over parts of the keys need float32"),
+    ],
+)
+def test_what_16_bit_products_cannot_do_is_refused(dtype: Any, seq: int, options: dict[str, Any], need: str) -> None:
+    """Who asks for them with a softmax or blocks that need float32 is told."""
+    problem = AttentionProblem(heads_q=1, heads_kv=1, seq_q=seq, seq_kv=seq, head_dim=8, dtype=dtype)
+    tensors = Tensors(*(torch.zeros(1, 1, seq, 8, dtype=getattr(torch, dtype)) for _ in range(3)))
+    with pytest.raises(RefusedError, match=f"products own: needs {need}"):
+        get("chunked", {"products": "own", **options}).prepare(problem, tensors)
 
 
 def _faults(problem: AttentionProblem, inputs: Inputs, options: dict[str, Any]) -> list[str]:

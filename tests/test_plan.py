@@ -74,7 +74,7 @@ def test_equal_cells_merge() -> None:
     plan = planned(
         SWEEP,
         {**SWEEP, "seq_len": [256, 512]},
-        implementations=["chunked", {"name": "chunked", "query_block": 512}, {"name": "chunked", "query_block": 64}],
+        implementations=["chunked", {"name": "chunked", "query_block": 1024}, {"name": "chunked", "query_block": 64}],
     )
     assert [(cell.arm, cell.problem.seq_q) for cell in plan.cells] == [
         ("chunked", 256), ("chunked[query_block=64]", 256), ("chunked", 512), ("chunked[query_block=64]", 512),

@@ -32,13 +32,14 @@ class Chunked(Implementation):
     name = "chunked"
     summary = "in-repo exact attention in blocks, linear memory"
     package = "attnbench"
-    revision = 5
+    revision = 6
     options: ClassVar[Mapping[str, Option]] = {
-        "query_block": Option(512),
+        "query_block": Option(1024),
         "key_block": Option(262144),
         "workspace_mib": Option(8),
         "products": Option("auto", ("auto", "own", "float32")),
         "softmax": Option("auto", ("auto", "fused", "unshifted")),
+        "padding": Option("auto", ("auto", "always", "never")),
     }
 
     def __init__(self, **given: OptionValue) -> None:
@@ -62,8 +63,8 @@ class Chunked(Implementation):
             limits = replace(limits, threads=torch.get_num_threads())
         else:
             limits = replace(limits, workspace_bytes=CUDA_FACTOR * limits.workspace_bytes, causal_rows=CUDA_CAUSAL_ROWS)
-        products, softmax, scale = str(self.option("products")), str(self.option("softmax")), problem.softmax_scale
-        choice = choose(problem, query.dtype, query.device, limits, products=products, softmax=softmax)
+        asked = {name: str(self.option(name)) for name in ("products", "softmax", "padding")}
+        choice, scale = choose(problem, query.dtype, query.device, limits, **asked), problem.softmax_scale
         fast, safe, self._why = choice.fast, choice.safe, choice.why
 
         def call() -> Any:
@@ -73,20 +74,17 @@ class Chunked(Implementation):
             return attend(query, key, value, scale, safe)
 
         def call_if_small() -> Any:
-            is_small = are_small(query, key, scale) and (not fast.unshifted or are_ordinary(value))
-            return call() if is_small else safe_call()
+            return call() if are_small(query, key, scale) else safe_call()
 
         def call_and_look() -> Any:
             try:
-                return call()
+                return call() if not fast.unshifted or are_ordinary(value) else safe_call()
             except LargeScoresError:
                 return safe_call()
 
-        if fast.looks:
+        if fast.looks or fast.unshifted:
             return call_and_look
-        # Who asks for 16-bit products has them whatever the scores; exponentials would overflow.
-        is_asked = products == "own" and not fast.unshifted
-        return call if fast == safe or is_asked else call_if_small
+        return call if fast == safe else call_if_small
 
     def backend(self, operators: frozenset[str]) -> str | None:
         """The dtype of its products and the softmax, and why."""

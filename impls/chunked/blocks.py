@@ -17,14 +17,20 @@ from ..problem import AttentionProblem
 #: A block has no fewer rows, though its scores outgrow the workspace: below, products are slow.
 LEAST_ROWS = 64
 #: Under a causal mask the corner above the diagonal is computed in vain, half the square of a block's rows: fewer rows
-#: waste less, and 16-bit products, where they are fast, need more rows to be so.
-CAUSAL_ROWS = {2: 256, 4: 128, 8: 128}
+#: waste less, and 16-bit products, where they are fast, need more rows to be so. Of a long sequence more are wasted in less.
+CAUSAL_ROWS, CAUSAL_SHARE = {2: 256, 4: 128, 8: 128}, 8
+#: More rows of one head than this gain nothing, where there are other heads to be done at once.
+ROWS_OF_ONE_HEAD = 512
 #: So many rows of all heads together at least: fewer are done sooner than they are launched, and leave threads idle.
-ROWS_OF_ALL_HEADS = 512
+ROWS_OF_ALL_HEADS = {2: 1024, 4: 512, 8: 512}
 #: A head with so many scores in a block is worth a block of its own, where otherwise threads would wait for one of them.
 SCORES_OF_A_THREAD = 2**18
 #: What the sums of key and value gradients may take before heads are done in turn.
 SUMS_BYTES = 32 * 2**20
+#: Padded rows of scores are an odd number of cache lines long: by a power of two of them, rows would share a few cache sets.
+LINE_BYTES = 64
+#: To pad keys they are copied, and rows are longer: that pays of so many rows and keys, if rows of whole lines are so long.
+LEAST_PADDED, PADDED_BYTES = 256, 2048
 
 
 @dataclass(frozen=True)
@@ -66,26 +72,49 @@ class Blocks:
     threads: int
     item_bytes: int
     converts: bool
+    pads: bool
 
     @classmethod
-    def of(cls, problem: AttentionProblem, limits: Limits, item_bytes: int, *, converts: bool) -> Self:
-        """Blocks for a problem whose scores take `item_bytes` each; `converts` where keys and values need a copy in that type."""
+    def of(
+        cls, problem: AttentionProblem, limits: Limits, item_bytes: int, *, converts: bool, pads: bool = False
+    ) -> Self:
+        """Blocks for a problem whose scores take `item_bytes` each; `converts` where keys and values need a copy in that type.
+
+        `pads` where rows of scores may be longer than keys are many.
+        """
         group = problem.group_size
         keys = min(problem.seq_kv, limits.keys)
+        of_all_heads = ROWS_OF_ALL_HEADS[item_bytes] // (problem.batch * problem.heads_kv)
         most = min(limits.rows, max(LEAST_ROWS, limits.workspace_bytes // (keys * item_bytes)))
+        most = min(most, max(ROWS_OF_ONE_HEAD, of_all_heads))
         if problem.is_causal and problem.seq_q > 1:
-            of_one_head = limits.causal_rows or CAUSAL_ROWS[item_bytes]
-            most = min(most, max(of_one_head, ROWS_OF_ALL_HEADS // (problem.batch * problem.heads_kv)))
+            of_one_head = limits.causal_rows or max(CAUSAL_ROWS[item_bytes], problem.seq_q // CAUSAL_SHARE)
+            most = min(most, max(of_one_head, of_all_heads))
         rows = _even(problem.seq_q, max(1, most // group))
         return cls(
             problem.batch * problem.heads_kv, rows, keys, group, problem.seq_q, problem.seq_kv, problem.head_dim,
             problem.is_causal, limits.workspace_bytes, limits.threads, item_bytes, converts,
+            pads and min(group * problem.seq_q, keys) >= LEAST_PADDED,
         )  # fmt: skip
 
     @property
     def cuts_keys(self) -> bool:
         """Whether some rows see more keys than a block has."""
         return self.keys < self.seq_kv
+
+    def columns(self, keys: slice) -> int:
+        """How long a row of scores is that holds those of these keys."""
+        count: int = keys.stop - keys.start
+        of_a_line = LINE_BYTES // self.item_bytes
+        lines = math.ceil(count / of_a_line)
+        is_short = lines * of_a_line == count and count * self.item_bytes < PADDED_BYTES
+        return of_a_line * (lines | 1) if self.pads and not is_short else count
+
+    def scores(self, block: Block) -> int:
+        """How many scores of a block are there at once, padding included."""
+        heads: int = block.heads.stop - block.heads.start
+        rows: int = block.rows.stop - block.rows.start
+        return heads * self.group * rows * max(map(self.columns, block.keys))
 
     @cached_property
     def forward(self) -> tuple[Block, ...]:
@@ -108,11 +137,17 @@ class Blocks:
         return rows.start + self.seq_kv - self.seq_q if self.causal else None
 
     def _blocks(self, heads: range, *, matrices: int) -> Iterator[Block]:
-        """The last rows come first, so that under a causal mask buffers begin with their largest size."""
-        for rows in list(_slices(self.seq_q, self.rows))[::-1]:
-            keys = tuple(_slices(self._visible(rows), self.keys))
-            for part in self._head_slices(heads, rows, matrices):
-                yield Block(part, rows, keys)
+        """The last rows come first, so that under a causal mask buffers begin with their largest size.
+
+        Heads come first where all of their rows can share a copy of keys and values, else rows: of fewer keys more heads fit.
+        """
+        of_rows = list(_slices(self.seq_q, self.rows))[::-1]
+        if self.converts or not self.causal:
+            order = [(part, rows) for part in self._head_slices(heads, of_rows[0], matrices) for rows in of_rows]
+        else:
+            order = [(part, rows) for rows in of_rows for part in self._head_slices(heads, rows, matrices)]
+        for part, rows in order:
+            yield Block(part, rows, tuple(_slices(self._visible(rows), self.keys)))
 
     def _head_slices(self, heads: range, rows: slice, matrices: int) -> Iterator[slice]:
         """As many heads at once as the workspace holds with so many matrices of scores of each."""

@@ -8,7 +8,7 @@ longer than the product.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
@@ -18,11 +18,11 @@ from torch.autograd.function import once_differentiable
 
 from .blocks import Block, Blocks
 from .method import Method
-from .precision import LARGEST_SCORE
+from .precision import are_small_scores, are_small_sums, exponential
 
 
 class LargeScoresError(ArithmeticError):
-    """A score beyond what the dtype of products can bear."""
+    """A score beyond what the method can bear, or values that it cannot."""
 
 
 class ChunkedAttention(torch.autograd.Function):
@@ -46,7 +46,8 @@ class ChunkedAttention(torch.autograd.Function):
         query, key, value, *rest = ctx.saved_tensors
         kept = _Kept(*rest) if rest else None
         q, k, v, grad_o = _by_group(query, key), key.flatten(0, 1), value.flatten(0, 1), _by_group(grad_out, key)
-        arithmetic = _Arithmetic(ctx.method, ctx.method.backward, ctx.scale, q.device)
+        visited = [block for _, blocks in ctx.method.backward.backward for block in blocks]
+        arithmetic = _Arithmetic(ctx.method, ctx.method.backward, visited, ctx.scale, q.device)
         grad_q, grad_k, grad_v = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (q, k, v))
         for some, blocks in ctx.method.backward.backward:
             sums = _Sums(grad_k[some], grad_v[some], arithmetic.exact)
@@ -59,7 +60,7 @@ class ChunkedAttention(torch.autograd.Function):
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, method: Method) -> Tensor:
     """softmax(scale q k^T, masked) v: query `[B, Hq, Sq, D]`, key and value `[B, Hkv, Skv, D]` -> out `[B, Hq, Sq, D]`.
 
-    Errors: `LargeScoresError` where the method looks and a score is beyond `LARGEST_SCORE`.
+    Errors: `LargeScoresError` where the method looks or is unshifted and a score is beyond `LARGEST_SCORE`.
     """
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         out: Tensor = ChunkedAttention.apply(query, key, value, scale, method)  # type: ignore[no-untyped-call]
@@ -71,7 +72,7 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, method: Method, *, keeps: bool
 ) -> tuple[Tensor, _Kept | None]:
     q, k, v = _by_group(query, key), key.flatten(0, 1), value.flatten(0, 1)
-    arithmetic = _Arithmetic(method, method.forward, scale, q.device)
+    arithmetic = _Arithmetic(method, method.forward, method.forward.forward, scale, q.device)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     kept = _Kept.empty(q, method.products) if keeps and method.backward.cuts_keys else None
     for block in method.forward.forward:
@@ -108,6 +109,14 @@ class _Query(NamedTuple):
     factor: float
 
 
+class _Copy(NamedTuple):
+    """Keys or values of some heads `[n, p, D]` as operands."""
+
+    heads: slice
+    keys: slice
+    tensor: Tensor
+
+
 class _Sums:
     """Sums of dk and dv `[n, Skv, D]`: 16-bit ones would round at each block, so they are kept exact and rounded once."""
 
@@ -130,21 +139,26 @@ class _Sums:
 
 
 class _Arithmetic:
-    """What is computed on a block, and the buffers that all blocks share."""
+    """What is computed on a block, and the buffers that all blocks that are visited share."""
 
-    def __init__(self, method: Method, blocks: Blocks, scale: float, device: torch.device) -> None:
+    def __init__(
+        self, method: Method, blocks: Blocks, visited: Iterable[Block], scale: float, device: torch.device
+    ) -> None:
         self._method, self._blocks, self._scale, self._device = method, blocks, scale, device
         self._operands, self._products = method.operands, method.products
         #: What sums over blocks are kept in.
         self.exact = torch.promote_types(self._products, torch.float32)
+        self._most_scores = max(map(blocks.scores, visited))
+        self._is_onednn = device.type == "cpu" and self._operands.itemsize == 2
         self._buffers: dict[str, Tensor] = {}
+        self._copies: dict[str, _Copy] = {}
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor) -> None:
         """Rows against all keys they see: one softmax and two products. Writes the block's part of `out`."""
         (keys,) = block.keys
         scores = self._scores(self._query(q, block), self._taken("k", k, block.heads, keys), block, keys)
         weights = self._operand("weights", torch.softmax(scores, -1, out=scores))
-        values, part = self._taken("v", v, block.heads, keys), _part(out, block)
+        values, part = self._padded("v", v, block.heads, keys), _part(out, block)
         if part.dtype == weights.dtype and part.is_contiguous():
             torch.bmm(weights, values, out=part.view(*weights.shape[:2], -1))
         else:
@@ -161,10 +175,13 @@ class _Arithmetic:
         for keys in block.keys:
             weights = self._weights(query, self._taken("k", k, block.heads, keys), block, keys)
             total.add_(weights.sum(-1, keepdim=True))
-            values, is_first = self._taken("v", v, block.heads, keys), keys is block.keys[0]
+            values, is_first = self._padded("v", v, block.heads, keys), keys is block.keys[0]
             acc.baddbmm_(weights, values, beta=0 if is_first else 1)
-        part.copy_(acc.div_(total).view(part.shape))
-        self._keep(kept, block, torch.zeros_like(total), total, acc)
+        if not are_small_sums(total):
+            raise LargeScoresError
+        torch.div(acc.view(part.shape), total.view(*part.shape[:3], 1), out=part)
+        if kept is not None:
+            self._keep(kept, block, torch.zeros_like(total), total, acc.div_(total))
 
     def attend_online(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor, kept: _Kept | None) -> None:
         """Rows against their keys part by part. Writes the block's part of `out`, and there what backward needs.
@@ -184,7 +201,7 @@ class _Arithmetic:
             weights = scores.sub_(higher).exp_()
             rescale = (highest - higher).exp_()
             total = total.mul_(rescale).add_(weights.sum(-1, keepdim=True))
-            acc.mul_(rescale).baddbmm_(weights, self._taken("v", v, block.heads, keys))
+            acc.mul_(rescale).baddbmm_(weights, self._padded("v", v, block.heads, keys))
             highest = higher
         part.copy_(acc.div_(total).view(part.shape))
         self._keep(kept, block, highest, total, acc)
@@ -211,49 +228,58 @@ class _Arithmetic:
             scores = self._scores(query, k_block, block, keys)
             weights = torch.softmax(scores, -1, out=scores) if highest is None else scores.sub_(highest).exp_()
             self._add_product(_narrowed(grad_v, 1, keys), self._operand("weights", weights).transpose(1, 2), grad_rows)
-            grad_weights = self._product("grad scores", grad_rows, v_block.transpose(1, 2))
+            grad_weights = self._matrix("grad scores", grad_rows, v_block, keys)
+            grad_weights[..., keys.stop - keys.start :].zero_()
             grad_scores = self._operand("weights", _softmax_gradient(weights, grad_weights, delta))
-            self._add_product(total_q, grad_scores, k_block)
+            self._add_product(total_q, grad_scores, self._padded("k", k, block.heads, keys))
             self._add_product(_narrowed(grad_k, 1, keys), grad_scores.transpose(1, 2), *query)
         part = _part(grad_q, block)
         part.copy_(total_q.mul_(self._scale).view(part.shape))
 
     def _scores(self, query: _Query, k_block: Tensor, block: Block, keys: slice) -> Tensor:
         """Scaled scores `[n, G r, c]`, minus infinity where a row does not see a key."""
-        scores = self._all_scores(query, k_block)
-        self._hide(scores, block, keys, torch.Tensor.add_, _addends)
+        scores, count = self._all_scores(query, k_block, keys), keys.stop - keys.start
+        if self._method.looks and not are_small_scores(_narrowed(scores, 2, slice(0, count))):
+            raise LargeScoresError
+        scores[..., count:].fill_(-math.inf)
+        if (diagonal := self._diagonal(scores, block, keys)) is not None:
+            columns, begin = diagonal
+            hidden = _addends(self._blocks.rows, self._products, self._device)
+            columns.add_(hidden[: columns.shape[1], begin : begin + columns.shape[2]])
         return scores
 
     def _weights(self, query: _Query, k_block: Tensor, block: Block, keys: slice) -> Tensor:
         """The exponentials of scores that are small, 0 where a row does not see a key: exp is slow at minus infinity."""
-        weights = self._all_scores(query, k_block).exp_()
-        self._hide(weights, block, keys, torch.Tensor.mul_, _factors)
+        function, unit = exponential(self._products)
+        scores = self._all_scores(query._replace(factor=query.factor / unit), k_block, keys)
+        weights = function(scores, out=scores)
+        weights[..., keys.stop - keys.start :].zero_()
+        if (diagonal := self._diagonal(weights, block, keys)) is not None:
+            columns, begin = diagonal
+            columns.tril_(-begin)
         return weights
 
-    def _all_scores(self, query: _Query, k_block: Tensor) -> Tensor:
-        """Scaled scores `[n, G r, c]`, of hidden keys as well."""
+    def _all_scores(self, query: _Query, k_block: Tensor, keys: slice) -> Tensor:
+        """Scaled scores `[n, G r, p]`, of hidden keys as well; what they are in padding is not said."""
         rows, factor = query
         if self._method.turns:
             turned = self._product("turned", k_block, rows.transpose(1, 2)).transpose(1, 2)
             scores = torch.mul(turned, factor, out=self._buffer("scores", turned.shape))
         else:
-            scores = self._product("scores", rows, k_block.transpose(1, 2), factor)
-        if self._method.looks and max(map(abs, map(float, torch.aminmax(scores)))) > LARGEST_SCORE:
-            raise LargeScoresError
+            scores = self._matrix("scores", rows, k_block, keys, factor)
         return scores
 
-    def _hide(
-        self, matrix: Tensor, block: Block, keys: slice, apply: Callable[[Tensor, Tensor], Tensor],
-        mask: Callable[[int, torch.dtype, torch.device], Tensor],
-    ) -> None:  # fmt: skip
-        """Apply a mask to those columns of a matrix `[n, G r, c]` that lie on the diagonal, in place."""
+    def _diagonal(self, matrix: Tensor, block: Block, keys: slice) -> tuple[Tensor, int] | None:
+        """Those columns of a matrix `[n, G r, p]` that some rows see and some do not `[n G, r, d]`, and how many are before.
+
+        If b are, row t sees their column t - b and those before.
+        """
         first = self._blocks.first_diagonal_key(block.rows)
         if first is None or keys.stop - 1 <= first:
-            return
-        count, begin = block.rows.stop - block.rows.start, max(keys.start, first)
-        columns = matrix.view(matrix.shape[0], -1, count, matrix.shape[-1])[..., begin - keys.start :]
-        whole = mask(self._blocks.rows, self._products, self._device)
-        apply(columns, whole[:count, begin - first : keys.stop - first])
+            return None
+        begin = max(keys.start, first)
+        rows = matrix.view(-1, block.rows.stop - block.rows.start, matrix.shape[-1])
+        return rows[..., begin - keys.start : keys.stop - keys.start], begin - first
 
     def _query(self, q: Tensor, block: Block) -> _Query:
         """A product takes a factor at no cost, and before it is rounded."""
@@ -267,8 +293,31 @@ class _Arithmetic:
         return self._buffer(name, part.shape, self._operands).copy_(part).flatten(1, 2)
 
     def _taken(self, name: str, tensor: Tensor, heads: slice, keys: slice) -> Tensor:
-        """Keys or values of a block `[n, c, D]` in the dtype of operands: a view where they are, else a copy."""
-        return self._operand(name, _narrowed(_narrowed(tensor, 0, heads), 1, keys))
+        """Keys or values of a block `[n, c, D]` as operands: a view where they are, else a copy.
+
+        Of several heads in 16 bits a part is copied as well: else oneDNN copies it for each product, and transposed.
+        """
+        taken = _part_of(tensor, heads, keys)
+        if taken.dtype == self._operands and (taken.is_contiguous() or not self._is_onednn):
+            return taken
+        return self._copied(name, taken, heads, keys, keys.stop - keys.start)
+
+    def _padded(self, name: str, tensor: Tensor, heads: slice, keys: slice) -> Tensor:
+        """As `_taken`, with zeros below for what pads a row of scores: `[n, p, D]`."""
+        rows = self._blocks.columns(keys)
+        if rows == keys.stop - keys.start:
+            return self._taken(name, tensor, heads, keys)
+        return self._copied(f"padded {name}", _part_of(tensor, heads, keys), heads, keys, rows)
+
+    def _copied(self, name: str, tensor: Tensor, heads: slice, keys: slice, rows: int) -> Tensor:
+        """A copy as operands of so many rows; the copy of one block serves the next, if that has its heads and no other keys."""
+        copy, count = self._copies.get(name), tensor.shape[1]
+        if copy is None or copy.heads != heads or copy.keys != keys:
+            copied = self._buffer(name, (tensor.shape[0], rows, tensor.shape[2]), self._operands)
+            copied[:, :count].copy_(tensor)
+            copied[:, count:].zero_()
+            copy = self._copies[name] = _Copy(heads, keys, copied)
+        return copy.tensor
 
     def _operand(self, name: str, tensor: Tensor) -> Tensor:
         """This tensor, or a copy in the dtype of operands."""
@@ -276,19 +325,30 @@ class _Arithmetic:
             return tensor
         return self._buffer(name, tensor.shape, self._operands).copy_(tensor)
 
+    def _matrix(self, name: str, rows: Tensor, k_block: Tensor, keys: slice, factor: float = 1.0) -> Tensor:
+        """Products of rows and keys `[n, G r, p]`; what they are in padding is not said."""
+        # Padding makes rows of the matrix longer, not the product: oneDNN is slower at an odd number of columns.
+        matrix = self._buffer(name, (*rows.shape[:2], self._blocks.columns(keys)), most=self._most_scores)
+        self._multiply(_narrowed(matrix, 2, slice(0, k_block.shape[1])), rows, k_block.transpose(1, 2), factor)
+        return matrix
+
     def _product(self, name: str, left: Tensor, right: Tensor, factor: float = 1.0) -> Tensor:
-        out = self._buffer(name, (*left.shape[:2], right.shape[2]))
+        return self._multiply(self._buffer(name, (*left.shape[:2], right.shape[2])), left, right, factor)
+
+    def _multiply(self, out: Tensor, left: Tensor, right: Tensor, factor: float) -> Tensor:
         if self._operands != self._products:
             return multiply_wider(out, left, right, beta=0, alpha=factor)
         return torch.bmm(left, right, out=out) if factor == 1.0 else out.baddbmm_(left, right, beta=0, alpha=factor)
 
     def _add_product(self, total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
+        """Add factor left right to a total; what left has more rows than it are padding."""
+        rows = slice(0, total.shape[1])
         if total.dtype == left.dtype:
-            total.baddbmm_(left, right, alpha=factor)
+            total.baddbmm_(_narrowed(left, 1, rows), right, alpha=factor)
         elif total.dtype == self._products:
-            multiply_wider(total, left, right, beta=1, alpha=factor)
+            multiply_wider(total, _narrowed(left, 1, rows), right, beta=1, alpha=factor)
         else:
-            total.add_(self._product("addend", left, right, factor))
+            total.add_(_narrowed(self._product("addend", left, right, factor), 1, rows))
 
     @staticmethod
     def _keep(kept: _Kept | None, block: Block, *results: Tensor) -> None:
@@ -297,11 +357,15 @@ class _Arithmetic:
             stored = _part(tensor, block)
             stored.copy_(result.view(stored.shape))
 
-    def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-        """A buffer of this shape, in the dtype of products if no other is said; what it held before is lost."""
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None, most: int = 0) -> Tensor:
+        """A buffer of this shape, in the dtype of products if no other is said; what it held before is lost.
+
+        It is made for `most` elements, if later ones will be larger.
+        """
         held = self._buffers.get(name)
         if held is None or held.numel() < math.prod(shape):
-            held = self._buffers[name] = torch.empty(shape, dtype=dtype or self._products, device=self._device)
+            size = max(most, math.prod(shape))
+            held = self._buffers[name] = torch.empty(size, dtype=dtype or self._products, device=self._device)
         return held if held.shape == shape else held.view(-1)[: math.prod(shape)].view(shape)
 
 
@@ -316,6 +380,12 @@ def _narrowed(tensor: Tensor, dim: int, to: slice) -> Tensor:
     return tensor if count == tensor.shape[dim] else tensor.narrow(dim, to.start, count)
 
 
+def _part_of(tensor: Tensor, heads: slice, keys: slice) -> Tensor:
+    """Keys or values `[n, c, D]` of some heads; of one head with the strides by which oneDNN sees that it need not copy them."""
+    part = _narrowed(_narrowed(tensor, 0, heads), 1, keys)
+    return part[0].unsqueeze(0) if len(part) == 1 else part
+
+
 def multiply_wider(out: Tensor, left: Tensor, right: Tensor, *, beta: float, alpha: float) -> Tensor:
     """beta out + alpha left right in place, `out` wider than the operands; torch has it for CUDA alone."""
     result: Tensor = torch.ops.aten.baddbmm.dtype_out(out, left, right, out.dtype, beta=beta, alpha=alpha, out=out)
@@ -326,12 +396,6 @@ def multiply_wider(out: Tensor, left: Tensor, right: Tensor, *, beta: float, alp
 def _addends(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What is added to scores on the diagonal: row t sees key t of them and those before."""
     return torch.full((rows, rows), -math.inf, dtype=dtype, device=device).triu_(1)
-
-
-@lru_cache(maxsize=4)
-def _factors(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What exponentials of scores on the diagonal are multiplied by."""
-    return torch.ones((rows, rows), dtype=dtype, device=device).tril_()
 
 
 def _softmax_gradient(weights: Tensor, grad_weights: Tensor, delta: Tensor | None) -> Tensor:

@@ -9,13 +9,15 @@ import torch
 from ..api import RefusedError
 from ..problem import AttentionProblem
 from .blocks import Blocks, Limits
-from .precision import exp_is_faster, fastest, turns, widens
+from .precision import bears_exponentials, exp_is_faster, fastest, padded_is_faster, turns, widens
 
 #: Where no maximum is taken off the scores, parts of a row's keys add up at no cost, and so many at least stay in cache.
 UNSHIFTED_KEYS = 512
-#: To bound scores three tensors are read: it pays where there are so many times more scores than elements to read. What it
-#: takes besides is as long as so many elements.
+#: Values are read to see whether they are ordinary: in float32 that pays where there are so many times more scores than
+#: elements to read. What it takes besides is as long as so many elements.
 SCORES_PER_ELEMENT, ELEMENTS_MORE = 3, 2**18
+#: An unshifted sum in 16 bits is rounded before it is divided: beside the rounding of so many weights that is little.
+LEAST_KEYS = 16
 #: To look at a score takes as long as to read so many elements for the bound.
 LOOKS_PER_ELEMENT = 2
 
@@ -25,7 +27,7 @@ class Method:
     """One way to compute attention. `operands` is the dtype of what is multiplied, `products` of the results and between them.
 
     `turns` products of queries: keys times query. `unshifted` takes no maximum off the scores before it takes their
-    exponentials, forwards: for small scores. `looks` at every score, and gives up at a large one.
+    exponentials, forwards: it gives up where they are not small. `looks` at every score, and gives up at a large one.
     """
 
     operands: torch.dtype
@@ -47,9 +49,10 @@ class Choice:
 
 
 def choose(
-    problem: AttentionProblem, dtype: torch.dtype, device: torch.device, limits: Limits, *, products: str, softmax: str
-) -> Choice:
-    """The faster method here, where `products` and `softmax` are "auto", else the one asked for.
+    problem: AttentionProblem, dtype: torch.dtype, device: torch.device, limits: Limits,
+    *, products: str, softmax: str, padding: str,
+) -> Choice:  # fmt: skip
+    """The faster method here, where `products`, `softmax` and `padding` are "auto", else the one asked for.
 
     Errors: `RefusedError` where 16-bit products are asked for what needs float32.
     """
@@ -58,33 +61,55 @@ def choose(
     chosen = {"own": dtype, "float32": wide}.get(products) or fastest(dtype, device, rows)
 
     def method(operands: torch.dtype, of: torch.dtype) -> Method:
-        blocks = Blocks.of(problem, limits, of.itemsize, converts=operands != dtype)
+        wanted = padding == "always" or (padding == "auto" and padded_is_faster(of, device))
+        blocks = Blocks.of(problem, limits, of.itemsize, converts=operands != dtype, pads=wanted and operands == of)
         return Method(operands, of, blocks, blocks, turns(of, device, rows))
 
     safe, fast = method(wide, wide), method(chosen, chosen)
     if products == "auto" and softmax != "unshifted" and not safe.forward.cuts_keys and widens(dtype, device):
         mixed = method(dtype, wide)
         return Choice(mixed, mixed, f"{_name(wide)} products of {_name(dtype)}, as tensor cores make them")
-    if chosen != wide and (fast.forward.cuts_keys or softmax == "unshifted"):
+    if chosen != wide and (need := _need_of_16_bits(fast, limits, softmax)):
         if products == "own":
-            raise RefusedError(
-                f"products own: needs seq_kv <= key_block ({limits.keys}) and softmax auto or fused; "
-                "sums over parts of the keys need float32"
-            )
+            raise RefusedError(f"products own: needs {need}")
         fast = safe
     is_free = products == "auto" and device.type == "cpu" and dtype != wide
     why = f"{_name(fast.products)} products, {'faster here' if is_free else 'as asked or needed'}"
-    if fast != safe:
-        looks = products == "auto" and _has_few_scores(problem)
-        return Choice(replace(fast, looks=looks), safe, why)
-    if softmax == "unshifted" or (softmax == "auto" and _pays(problem) and exp_is_faster(wide, device)):
+    if fast.forward.pads:
+        why += "; keys padded"
+    if fast == safe:
+        pays = _pays(problem)
         blocks = Blocks.of(problem, _in_parts(limits, problem, wide), wide.itemsize, converts=wide != dtype)
-        fast, why = replace(safe, forward=blocks, unshifted=True), f"{why}; softmax unshifted where scores are small"
+        unshifted = replace(fast, forward=blocks, unshifted=True)
+    else:
+        # Here a fused softmax needs a look at the scores too.
+        is_short = _has_few_scores(problem)
+        pays = not is_short and _can_be_unshifted(fast)
+        unshifted = replace(fast, unshifted=True)
+        if products == "own":
+            safe = fast
+        else:
+            fast = replace(fast, looks=is_short)
+    if softmax == "unshifted" or (softmax == "auto" and pays and exp_is_faster(unshifted.products, device)):
+        fast, why = unshifted, f"{why}; softmax unshifted where scores are small"
     return Choice(fast, safe, why)
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _need_of_16_bits(fast: Method, limits: Limits, softmax: str) -> str:
+    """What 16-bit products would need and is not given, and why."""
+    if fast.forward.cuts_keys:
+        return f"seq_kv <= key_block ({limits.keys}); sums over parts of the keys need float32"
+    if softmax == "unshifted" and not _can_be_unshifted(fast):
+        return f"softmax auto or fused; {_name(fast.products)} exponentials need range, and {LEAST_KEYS} keys"
+    return ""
+
+
+def _can_be_unshifted(fast: Method) -> bool:
+    return bears_exponentials(fast.products) and fast.forward.seq_kv >= LEAST_KEYS
 
 
 def _in_parts(limits: Limits, problem: AttentionProblem, products: torch.dtype) -> Limits:
@@ -101,7 +126,7 @@ def _has_few_scores(problem: AttentionProblem) -> bool:
 
 
 def _pays(problem: AttentionProblem) -> bool:
-    """Whether there are so many scores that what is spared at each makes up for reading the tensors to bound them."""
-    read = (problem.group_size * problem.seq_q + 2 * problem.seq_kv) * problem.head_dim
+    """Whether there are so many scores that what is spared at each makes up for reading the values."""
     heads = problem.batch * problem.heads_kv
-    return heads * problem.group_size * problem.pairs > SCORES_PER_ELEMENT * (heads * read + ELEMENTS_MORE)
+    read = heads * problem.seq_kv * problem.head_dim
+    return heads * problem.group_size * problem.pairs > SCORES_PER_ELEMENT * (read + ELEMENTS_MORE)

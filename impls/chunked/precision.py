@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import cache
@@ -12,15 +13,22 @@ from torch import Tensor
 #: Scores of a 16-bit product are rounded by up to 2**-9 of their size (bfloat16), as eager attention rounds them. Up to
 #: this size that is the error of one step among others; far beyond it a softmax of them is another softmax.
 LARGEST_SCORE = 32.0
+#: That is for bounds, which scores hardly reach. The sum of a row's exponentials tells its largest score itself: in 16 bits
+#: that is held to half of it.
+LARGEST_ROUNDED_SCORE = 16.0
 #: exp(32) is 8e13: between these no value that counts leaves float32 when it is multiplied by it, or divided.
 ORDINARY = (2.0**-60, 2.0**60)
 #: The inputs' own dtype must be this much faster than the more accurate float32, and so must what leaves out a step.
 ADVANTAGE = 1.2
+#: Padding costs no accuracy, and is taken sooner.
+PADDING_ADVANTAGE = 1.1
 #: Shapes of the race: heads, rows, head dimension and keys. Small first: a CPU without 16-bit products may take a thousand times
 #: longer, and is not asked further; where AMX multiplies them, so small a product takes several times as long, and a block less.
 _SMALL, _BLOCK, _HOPELESS = (1, 64, 64, 64), (8, 256, 64, 512), 32
 #: Of so few rows a product is as long as its keys are read, and where they need a copy in float32, that is most of it.
 FEW_ROWS, _FEW = 8, (4, 4, 128, 2048)
+#: Rows of scores that are padded or not: a page long, so that they share cache sets, or a cache line longer.
+_EVEN, _PADDED = (4, 256, 64, 2048), (4, 256, 64, 2080)
 #: A shape is timed for so long and so many calls at least: the first calls of a process are ten times slower than the rest.
 _RACE_S, _CALLS = 3e-3, 6
 
@@ -60,9 +68,37 @@ def are_small(query: Tensor, key: Tensor, scale: float) -> bool:
 
 
 @torch.no_grad()
+def are_small_scores(scores: Tensor) -> bool:
+    """Whether none of these is beyond `LARGEST_SCORE`."""
+    return _largest(scores) <= LARGEST_SCORE
+
+
+@torch.no_grad()
 def are_ordinary(value: Tensor) -> bool:
     """Whether `value` can be multiplied by `exp` of scores up to `LARGEST_SCORE`, and summed over any number of keys."""
-    return ORDINARY[0] <= _longest(value) <= ORDINARY[1]
+    return ORDINARY[0] <= _largest(value) <= ORDINARY[1]
+
+
+@torch.no_grad()
+def are_small_sums(totals: Tensor) -> bool:
+    """Whether sums of a row's exponentials are those of rows whose largest score is small; of NaN they are not."""
+    largest = math.exp(LARGEST_ROUNDED_SCORE if totals.dtype.itemsize == 2 else LARGEST_SCORE)
+    least, most = map(float, torch.aminmax(totals))
+    return 1 / largest <= least and most <= largest
+
+
+def bears_exponentials(dtype: torch.dtype) -> bool:
+    """Whether `exp` of scores up to `LARGEST_SCORE` are numbers of this type: float16 has none beyond 65,504."""
+    return math.exp(LARGEST_SCORE) < torch.finfo(dtype).max
+
+
+def exponential(dtype: torch.dtype) -> tuple[Callable[..., Tensor], float]:
+    """torch's faster exponential, and what it takes for 1: in 16 bits exp2, in float32 exp, which is MKL's."""
+    return (torch.exp2, math.log(2)) if dtype.itemsize == 2 else (torch.exp, 1.0)
+
+
+def _largest(tensor: Tensor) -> float:
+    return max(map(abs, map(float, torch.aminmax(tensor))))
 
 
 def _longest(tensor: Tensor) -> float:
@@ -77,17 +113,33 @@ def exp_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and _exp_wins(dtype, torch.get_num_threads())
 
 
+def padded_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether 16-bit scores are written clearly sooner to rows that are not a power of two long; in float32 none are."""
+    if dtype.itemsize != 2 or device.type != "cpu":
+        return False
+    threads = torch.get_num_threads()
+    return _winner(dtype, threads, is_few=False) == dtype and _padded_wins(dtype, threads)
+
+
+@cache
+def _padded_wins(dtype: torch.dtype, _threads: int) -> bool:
+    even_s, padded_s = _least_s(_product(dtype, _EVEN), _product(dtype, _PADDED))
+    return PADDING_ADVANTAGE * padded_s < even_s
+
+
 @cache
 def _exp_wins(dtype: torch.dtype, _threads: int) -> bool:
     scores = torch.zeros(2 * _BLOCK[1], _BLOCK[3], dtype=dtype)
     out, total = torch.empty_like(scores), torch.empty(len(scores), dtype=dtype)
+    function, _ = exponential(dtype)
 
     def exponentials() -> None:
-        torch.exp(scores, out=out)
+        function(scores, out=out)
         torch.sum(out, -1, out=total)
 
     exp_s, softmax_s = _least_s(exponentials, lambda: torch.softmax(scores, -1, out=out))
-    return ADVANTAGE * exp_s < softmax_s
+    # In 16 bits a fused softmax needs a look at queries and keys besides.
+    return (1.0 if dtype.itemsize == 2 else ADVANTAGE) * exp_s < softmax_s
 
 
 @cache
