@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import re
 from pathlib import Path
 
 
@@ -41,6 +42,13 @@ def mentions(package: str, path: str, words: str) -> bool:
     """Whether a file in a top-level package's folder holds these words; never imports the package."""
     found = _find(package, path)
     return found is not None and words in found.read_text(encoding="utf-8", errors="replace")
+
+
+def found(package: str, path: str, pattern: str) -> str | None:
+    """What the group of a pattern matches in a file of a top-level package's folder; never imports the package."""
+    file = _find(package, path)
+    match = file and re.search(pattern, file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return match[1] if match else None
 
 
 def _find(package: str, path: str) -> Path | None:

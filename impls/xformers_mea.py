@@ -220,7 +220,17 @@ def _try(call: Callable[[], Any]) -> None:
         reasons = _reasons(str(error))
         if isinstance(error, ValueError) and not reasons:
             raise  # inputs that no operator could take are a mistake of ours
-        raise RefusedError(f"xformers refuses: {'; '.join(reasons) or ' '.join(str(error).split())}") from error
+        said = "; ".join(reasons) or " ".join(str(error).split())
+        raise RefusedError(f"xformers refuses: {said}{_other_cuda() if 'build with CUDA' in said else ''}") from error
+
+
+def _other_cuda() -> str:
+    """Why kernels that are installed are not loaded, where torch is for another CUDA: xformers itself says that it has none."""
+    built = packages.found("xformers", "cpp_lib.json", r'"cuda": (\d+)\d\d')  # 1208 is 12.8
+    here = packages.found("torch", "version.py", r"^cuda\b.*'(\d+)\.")
+    if built is None or here is None or built == here:
+        return ""
+    return f" (this xformers is built for CUDA {built}, torch here for CUDA {here}: install both for the same)"
 
 
 def _reasons(message: str) -> list[str]:

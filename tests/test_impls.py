@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from attnbench.impls import (
     WrongBackendError,
     get,
     names,
+    packages,
 )
 from attnbench.impls.sdpa import takes_lower_right
 
@@ -171,6 +173,26 @@ def test_xformers_refusal_is_one_line(monkeypatch: pytest.MonkeyPatch, kind: typ
         "capability >= (8, 0) but your GPU has capability (7, 5) (too old); cutlassF-pt: dtype=torch.float64 "
         "(supported: {torch.float32, torch.bfloat16, torch.float16})"
     )
+
+
+@pytest.mark.parametrize(("built", "hint"), [("1208", "built for CUDA 12, torch here for CUDA 13"), ("1300", "")])
+def test_xformers_for_another_cuda_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built: str, hint: str
+) -> None:
+    """It says that it was built without CUDA where its kernels are those of another: the refusal adds which."""
+    files = {"xformers/cpp_lib.json": f'{{"version": {{"cuda": {built}, "hip": null}}}}',
+             "torch/version.py": "__all__ = ['cuda']\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n"}  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(packages, "_find", lambda package, path: tmp_path / package / path)
+    fake_xformers(monkeypatch, raising(NotImplementedError("xFormers wasn't build with CUDA support")))
+    problem = AttentionProblem(heads_q=2, heads_kv=2, seq_q=4, seq_kv=4, head_dim=8)
+    with pytest.raises(RefusedError) as refused:
+        get("xformers").prepare(problem, xformers_tensors(problem))
+    assert str(refused.value).startswith("xformers refuses: xFormers wasn't build with CUDA support")
+    assert hint in str(refused.value)
+    assert ("CUDA 12" in str(refused.value)) == bool(hint)
 
 
 def test_xformers_mistake_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
