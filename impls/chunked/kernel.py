@@ -229,7 +229,7 @@ class _Arithmetic:
             weights = torch.softmax(scores, -1, out=scores) if highest is None else scores.sub_(highest).exp_()
             self._add_product(_narrowed(grad_v, 1, keys), self._operand("weights", weights).transpose(1, 2), grad_rows)
             grad_weights = self._matrix("grad scores", grad_rows, v_block, keys)
-            grad_weights[..., keys.stop - keys.start :].zero_()
+            _fill(grad_weights, keys.stop - keys.start, 0.0)
             grad_scores = self._operand("weights", _softmax_gradient(weights, grad_weights, delta))
             self._add_product(total_q, grad_scores, self._padded("k", k, block.heads, keys))
             self._add_product(_narrowed(grad_k, 1, keys), grad_scores.transpose(1, 2), *query)
@@ -241,7 +241,7 @@ class _Arithmetic:
         scores, count = self._all_scores(query, k_block, keys), keys.stop - keys.start
         if self._method.looks and not are_small_scores(_narrowed(scores, 2, slice(0, count))):
             raise LargeScoresError
-        scores[..., count:].fill_(-math.inf)
+        _fill(scores, count, -math.inf)
         if (diagonal := self._diagonal(scores, block, keys)) is not None:
             columns, begin = diagonal
             hidden = _addends(self._blocks.rows, self._products, self._device)
@@ -253,7 +253,7 @@ class _Arithmetic:
         function, unit = exponential(self._products)
         scores = self._all_scores(query._replace(factor=query.factor / unit), k_block, keys)
         weights = function(scores, out=scores)
-        weights[..., keys.stop - keys.start :].zero_()
+        _fill(weights, keys.stop - keys.start, 0.0)
         if (diagonal := self._diagonal(weights, block, keys)) is not None:
             columns, begin = diagonal
             columns.tril_(-begin)
@@ -378,6 +378,12 @@ def _narrowed(tensor: Tensor, dim: int, to: slice) -> Tensor:
     """A slice of one dimension, unless it is all of it: a view takes a third of a small product's time."""
     count = to.stop - to.start
     return tensor if count == tensor.shape[dim] else tensor.narrow(dim, to.start, count)
+
+
+def _fill(matrix: Tensor, count: int, value: float) -> None:
+    """Give the padding of rows of so many columns this value."""
+    if count < matrix.shape[-1]:
+        matrix[..., count:].fill_(value)
 
 
 def _part_of(tensor: Tensor, heads: slice, keys: slice) -> Tensor:
