@@ -1,6 +1,7 @@
 """The arithmetic of chunked attention, forward and backward, block by block.
 
-Legend: n key/value heads of all batches, G query heads of a group, r query rows, c keys of a block, D head dimension.
+Legend: n key/value heads of all batches, G query heads of a group, r query rows, c keys of a block, p columns of its scores (keys
+and padding), D head dimension.
 Every block is computed in buffers that the next one uses again: writing a product into memory that was mapped for it takes
 longer than the product.
 """
@@ -19,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from .blocks import Block, Blocks
 from .method import Method
 from .precision import are_small_scores, are_small_sums, exponential
+from .workspace import Workspace, fill, narrowed, part_of
 
 
 class LargeScoresError(ArithmeticError):
@@ -109,14 +111,6 @@ class _Query(NamedTuple):
     factor: float
 
 
-class _Copy(NamedTuple):
-    """Keys or values of some heads `[n, p, D]` as operands."""
-
-    heads: slice
-    keys: slice
-    tensor: Tensor
-
-
 class _Sums:
     """Sums of dk and dv `[n, Skv, D]`: 16-bit ones would round at each block, so they are kept exact and rounded once."""
 
@@ -139,7 +133,7 @@ class _Sums:
 
 
 class _Arithmetic:
-    """What is computed on a block, and the buffers that all blocks that are visited share."""
+    """What is computed on a block."""
 
     def __init__(
         self, method: Method, blocks: Blocks, visited: Iterable[Block], scale: float, device: torch.device
@@ -148,17 +142,14 @@ class _Arithmetic:
         self._operands, self._products = method.operands, method.products
         #: What sums over blocks are kept in.
         self.exact = torch.promote_types(self._products, torch.float32)
-        self._most_scores = max(map(blocks.scores, visited))
-        self._is_onednn = device.type == "cpu" and self._operands.itemsize == 2
-        self._buffers: dict[str, Tensor] = {}
-        self._copies: dict[str, _Copy] = {}
+        self._space = Workspace(blocks, visited, method.operands, method.products, device)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor) -> None:
         """Rows against all keys they see: one softmax and two products. Writes the block's part of `out`."""
         (keys,) = block.keys
-        scores = self._scores(self._query(q, block), self._taken("k", k, block.heads, keys), block, keys)
-        weights = self._operand("weights", torch.softmax(scores, -1, out=scores))
-        values, part = self._padded("v", v, block.heads, keys), _part(out, block)
+        scores = self._scores(self._query(q, block), self._space.taken("k", k, block.heads, keys), block, keys)
+        weights = self._space.operand("weights", torch.softmax(scores, -1, out=scores))
+        values, part = self._space.padded("v", v, block.heads, keys), part_of(out, block)
         if part.dtype == weights.dtype and part.is_contiguous():
             torch.bmm(weights, values, out=part.view(*weights.shape[:2], -1))
         else:
@@ -169,13 +160,13 @@ class _Arithmetic:
 
         Then exp and a sum take the place of a softmax's three passes, and parts add up as they are. Writes as `attend_online`.
         """
-        query, part = self._query(q, block), _part(out, block)
-        acc = self._buffer("acc", (*query.rows.shape[:2], v.shape[-1]))
+        query, part = self._query(q, block), part_of(out, block)
+        acc = self._space.buffer("acc", (*query.rows.shape[:2], v.shape[-1]))
         total = acc.new_zeros((*acc.shape[:2], 1))
         for keys in block.keys:
-            weights = self._weights(query, self._taken("k", k, block.heads, keys), block, keys)
+            weights = self._weights(query, self._space.taken("k", k, block.heads, keys), block, keys)
             total.add_(weights.sum(-1, keepdim=True))
-            values, is_first = self._padded("v", v, block.heads, keys), keys is block.keys[0]
+            values, is_first = self._space.padded("v", v, block.heads, keys), keys is block.keys[0]
             acc.baddbmm_(weights, values, beta=0 if is_first else 1)
         if not are_small_sums(total):
             raise LargeScoresError
@@ -189,19 +180,19 @@ class _Arithmetic:
         The online softmax of Milakov & Gimelshein 2018, section 3: the running maximum rescales what was summed before.
         Products are at least float32 here: 16-bit scores less their maximum would be rounded once more.
         """
-        part = _part(out, block)
+        part = part_of(out, block)
         acc = part.new_zeros((part.shape[0], part.shape[1] * part.shape[2], part.shape[3]), dtype=self._products)
         highest = acc.new_full((*acc.shape[:2], 1), -math.inf)
         total = torch.zeros_like(highest)
         query = self._query(q, block)
         for keys in block.keys:
-            scores = self._scores(query, self._taken("k", k, block.heads, keys), block, keys)
+            scores = self._scores(query, self._space.taken("k", k, block.heads, keys), block, keys)
             # Key 0 is in the first part and every row sees it, so the maximum is finite from there on.
             higher = torch.maximum(highest, scores.amax(-1, keepdim=True))
             weights = scores.sub_(higher).exp_()
             rescale = (highest - higher).exp_()
             total = total.mul_(rescale).add_(weights.sum(-1, keepdim=True))
-            acc.mul_(rescale).baddbmm_(weights, self._padded("v", v, block.heads, keys))
+            acc.mul_(rescale).baddbmm_(weights, self._space.padded("v", v, block.heads, keys))
             highest = higher
         part.copy_(acc.div_(total).view(part.shape))
         self._keep(kept, block, highest, total, acc)
@@ -215,33 +206,38 @@ class _Arithmetic:
         Where keys are cut, E = exp(S - max) stands for P = E / total, and dO / total for dO (FlashAttention-2,
         algorithm 2, has P itself from the log-sum-exp).
         """
-        query, grad_rows = self._query(q, block), self._rows("grad rows", grad_out, block)
+        query, grad_rows = self._query(q, block), self._space.rows("grad rows", grad_out, block)
         highest = delta = None
         if kept is not None:
-            highest, total, out = (_part(each, block).flatten(1, 2) for each in kept)
+            highest, total, out = (part_of(each, block).flatten(1, 2) for each in kept)
             highest, grad_rows = highest.unsqueeze(-1), grad_rows / total.unsqueeze(-1)
             delta = (grad_rows * out).sum(-1, keepdim=True)
         grad_k, grad_v = sums
         total_q = torch.zeros(query.rows.shape, dtype=self.exact, device=q.device)
         for keys in block.keys:
-            k_block, v_block = self._taken("k", k, block.heads, keys), self._taken("v", v, block.heads, keys)
+            k_block, v_block = (
+                self._space.taken("k", k, block.heads, keys),
+                self._space.taken("v", v, block.heads, keys),
+            )
             scores = self._scores(query, k_block, block, keys)
             weights = torch.softmax(scores, -1, out=scores) if highest is None else scores.sub_(highest).exp_()
-            self._add_product(_narrowed(grad_v, 1, keys), self._operand("weights", weights).transpose(1, 2), grad_rows)
+            self._add_product(
+                narrowed(grad_v, 1, keys), self._space.operand("weights", weights).transpose(1, 2), grad_rows
+            )
             grad_weights = self._matrix("grad scores", grad_rows, v_block, keys)
-            _fill(grad_weights, keys.stop - keys.start, 0.0)
-            grad_scores = self._operand("weights", _softmax_gradient(weights, grad_weights, delta))
-            self._add_product(total_q, grad_scores, self._padded("k", k, block.heads, keys))
-            self._add_product(_narrowed(grad_k, 1, keys), grad_scores.transpose(1, 2), *query)
-        part = _part(grad_q, block)
+            fill(grad_weights, keys.stop - keys.start, 0.0)
+            grad_scores = self._space.operand("weights", _softmax_gradient(weights, grad_weights, delta))
+            self._add_product(total_q, grad_scores, self._space.padded("k", k, block.heads, keys))
+            self._add_product(narrowed(grad_k, 1, keys), grad_scores.transpose(1, 2), *query)
+        part = part_of(grad_q, block)
         part.copy_(total_q.mul_(self._scale).view(part.shape))
 
     def _scores(self, query: _Query, k_block: Tensor, block: Block, keys: slice) -> Tensor:
         """Scaled scores `[n, G r, c]`, minus infinity where a row does not see a key."""
         scores, count = self._all_scores(query, k_block, keys), keys.stop - keys.start
-        if self._method.looks and not are_small_scores(_narrowed(scores, 2, slice(0, count))):
+        if self._method.looks and not are_small_scores(narrowed(scores, 2, slice(0, count))):
             raise LargeScoresError
-        _fill(scores, count, -math.inf)
+        fill(scores, count, -math.inf)
         if (diagonal := self._diagonal(scores, block, keys)) is not None:
             columns, begin = diagonal
             hidden = _addends(self._blocks.rows, self._products, self._device)
@@ -253,7 +249,7 @@ class _Arithmetic:
         function, unit = exponential(self._products)
         scores = self._all_scores(query._replace(factor=query.factor / unit), k_block, keys)
         weights = function(scores, out=scores)
-        _fill(weights, keys.stop - keys.start, 0.0)
+        fill(weights, keys.stop - keys.start, 0.0)
         if (diagonal := self._diagonal(weights, block, keys)) is not None:
             columns, begin = diagonal
             columns.tril_(-begin)
@@ -264,7 +260,7 @@ class _Arithmetic:
         rows, factor = query
         if self._method.turns:
             turned = self._product("turned", k_block, rows.transpose(1, 2)).transpose(1, 2)
-            scores = torch.mul(turned, factor, out=self._buffer("scores", turned.shape))
+            scores = torch.mul(turned, factor, out=self._space.buffer("scores", turned.shape))
         else:
             scores = self._matrix("scores", rows, k_block, keys, factor)
         return scores
@@ -283,57 +279,17 @@ class _Arithmetic:
 
     def _query(self, q: Tensor, block: Block) -> _Query:
         """A product takes a factor at no cost, and before it is rounded."""
-        return _Query(self._rows("q rows", q, block), self._scale)
-
-    def _rows(self, name: str, tensor: Tensor, block: Block) -> Tensor:
-        """These rows as `[n, G r, D]` in the dtype of operands: a view where that can be, else a copy."""
-        part = _part(tensor, block)
-        if part.dtype == self._operands and (part.shape[1] == 1 or part.is_contiguous()):
-            return part.flatten(1, 2)
-        return self._buffer(name, part.shape, self._operands).copy_(part).flatten(1, 2)
-
-    def _taken(self, name: str, tensor: Tensor, heads: slice, keys: slice) -> Tensor:
-        """Keys or values of a block `[n, c, D]` as operands: a view where they are, else a copy.
-
-        Of several heads in 16 bits a part is copied as well: else oneDNN copies it for each product, and transposed.
-        """
-        taken = _part_of(tensor, heads, keys)
-        if taken.dtype == self._operands and (taken.is_contiguous() or not self._is_onednn):
-            return taken
-        return self._copied(name, taken, heads, keys, keys.stop - keys.start)
-
-    def _padded(self, name: str, tensor: Tensor, heads: slice, keys: slice) -> Tensor:
-        """As `_taken`, with zeros below for what pads a row of scores: `[n, p, D]`."""
-        rows = self._blocks.columns(keys)
-        if rows == keys.stop - keys.start:
-            return self._taken(name, tensor, heads, keys)
-        return self._copied(f"padded {name}", _part_of(tensor, heads, keys), heads, keys, rows)
-
-    def _copied(self, name: str, tensor: Tensor, heads: slice, keys: slice, rows: int) -> Tensor:
-        """A copy as operands of so many rows; the copy of one block serves the next, if that has its heads and no other keys."""
-        copy, count = self._copies.get(name), tensor.shape[1]
-        if copy is None or copy.heads != heads or copy.keys != keys:
-            copied = self._buffer(name, (tensor.shape[0], rows, tensor.shape[2]), self._operands)
-            copied[:, :count].copy_(tensor)
-            copied[:, count:].zero_()
-            copy = self._copies[name] = _Copy(heads, keys, copied)
-        return copy.tensor
-
-    def _operand(self, name: str, tensor: Tensor) -> Tensor:
-        """This tensor, or a copy in the dtype of operands."""
-        if tensor.dtype == self._operands:
-            return tensor
-        return self._buffer(name, tensor.shape, self._operands).copy_(tensor)
+        return _Query(self._space.rows("q rows", q, block), self._scale)
 
     def _matrix(self, name: str, rows: Tensor, k_block: Tensor, keys: slice, factor: float = 1.0) -> Tensor:
         """Products of rows and keys `[n, G r, p]`; what they are in padding is not said."""
         # Padding makes rows of the matrix longer, not the product: oneDNN is slower at an odd number of columns.
-        matrix = self._buffer(name, (*rows.shape[:2], self._blocks.columns(keys)), most=self._most_scores)
-        self._multiply(_narrowed(matrix, 2, slice(0, k_block.shape[1])), rows, k_block.transpose(1, 2), factor)
+        matrix = self._space.scores(name, rows.shape[0], rows.shape[1], keys)
+        self._multiply(narrowed(matrix, 2, slice(0, k_block.shape[1])), rows, k_block.transpose(1, 2), factor)
         return matrix
 
     def _product(self, name: str, left: Tensor, right: Tensor, factor: float = 1.0) -> Tensor:
-        return self._multiply(self._buffer(name, (*left.shape[:2], right.shape[2])), left, right, factor)
+        return self._multiply(self._space.buffer(name, (*left.shape[:2], right.shape[2])), left, right, factor)
 
     def _multiply(self, out: Tensor, left: Tensor, right: Tensor, factor: float) -> Tensor:
         if self._operands != self._products:
@@ -344,52 +300,18 @@ class _Arithmetic:
         """Add factor left right to a total; what left has more rows than it are padding."""
         rows = slice(0, total.shape[1])
         if total.dtype == left.dtype:
-            total.baddbmm_(_narrowed(left, 1, rows), right, alpha=factor)
+            total.baddbmm_(narrowed(left, 1, rows), right, alpha=factor)
         elif total.dtype == self._products:
-            multiply_wider(total, _narrowed(left, 1, rows), right, beta=1, alpha=factor)
+            multiply_wider(total, narrowed(left, 1, rows), right, beta=1, alpha=factor)
         else:
-            total.add_(_narrowed(self._product("addend", left, right, factor), 1, rows))
+            total.add_(narrowed(self._product("addend", left, right, factor), 1, rows))
 
     @staticmethod
     def _keep(kept: _Kept | None, block: Block, *results: Tensor) -> None:
         """Write a block's part of what backward needs."""
         for tensor, result in zip(kept or (), results, strict=False):
-            stored = _part(tensor, block)
+            stored = part_of(tensor, block)
             stored.copy_(result.view(stored.shape))
-
-    def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None, most: int = 0) -> Tensor:
-        """A buffer of this shape, in the dtype of products if no other is said; what it held before is lost.
-
-        It is made for `most` elements, if later ones will be larger.
-        """
-        held = self._buffers.get(name)
-        if held is None or held.numel() < math.prod(shape):
-            size = max(most, math.prod(shape))
-            held = self._buffers[name] = torch.empty(size, dtype=dtype or self._products, device=self._device)
-        return held if held.shape == shape else held.view(-1)[: math.prod(shape)].view(shape)
-
-
-def _part(tensor: Tensor, block: Block) -> Tensor:
-    """A block's heads and rows `[n, G, r, ...]` of a tensor `[N, G, Sq, ...]`."""
-    return _narrowed(_narrowed(tensor, 0, block.heads), 2, block.rows)
-
-
-def _narrowed(tensor: Tensor, dim: int, to: slice) -> Tensor:
-    """A slice of one dimension, unless it is all of it: a view takes a third of a small product's time."""
-    count = to.stop - to.start
-    return tensor if count == tensor.shape[dim] else tensor.narrow(dim, to.start, count)
-
-
-def _fill(matrix: Tensor, count: int, value: float) -> None:
-    """Give the padding of rows of so many columns this value."""
-    if count < matrix.shape[-1]:
-        matrix[..., count:].fill_(value)
-
-
-def _part_of(tensor: Tensor, heads: slice, keys: slice) -> Tensor:
-    """Keys or values `[n, c, D]` of some heads; of one head with the strides by which oneDNN sees that it need not copy them."""
-    part = _narrowed(_narrowed(tensor, 0, heads), 1, keys)
-    return part[0].unsqueeze(0) if len(part) == 1 else part
 
 
 def multiply_wider(out: Tensor, left: Tensor, right: Tensor, *, beta: float, alpha: float) -> Tensor:

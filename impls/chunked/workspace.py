@@ -1,0 +1,116 @@
+"""The buffers that blocks share, and the rows, keys and values of a block as its products take them. Legend: kernel.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .blocks import Block, Blocks
+
+
+class _Copy(NamedTuple):
+    """Keys or values of some heads `[n, p, D]` as operands."""
+
+    heads: slice
+    keys: slice
+    tensor: Tensor
+
+
+class Workspace:
+    """What the blocks that are visited use in turn: buffers, and copies of what products cannot take as it is."""
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        visited: Iterable[Block],
+        operands: torch.dtype,
+        products: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._blocks, self._operands, self._products, self._device = blocks, operands, products, device
+        self._most_scores = max(map(blocks.scores, visited))
+        self._is_onednn = device.type == "cpu" and operands.itemsize == 2
+        self._buffers: dict[str, Tensor] = {}
+        self._copies: dict[str, _Copy] = {}
+
+    def rows(self, name: str, tensor: Tensor, block: Block) -> Tensor:
+        """These rows as `[n, G r, D]` in the dtype of operands: a view where that can be, else a copy."""
+        mine = part_of(tensor, block)
+        if mine.dtype == self._operands and (mine.shape[1] == 1 or mine.is_contiguous()):
+            return mine.flatten(1, 2)
+        return self.buffer(name, mine.shape, self._operands).copy_(mine).flatten(1, 2)
+
+    def taken(self, name: str, tensor: Tensor, heads: slice, keys: slice) -> Tensor:
+        """Keys or values of a block `[n, c, D]` as operands: a view where they are, else a copy.
+
+        Of several heads in 16 bits a part is copied as well: else oneDNN copies it for each product, and transposed.
+        """
+        taken = keys_of(tensor, heads, keys)
+        if taken.dtype == self._operands and (taken.is_contiguous() or not self._is_onednn):
+            return taken
+        return self._copied(name, taken, heads, keys, keys.stop - keys.start)
+
+    def padded(self, name: str, tensor: Tensor, heads: slice, keys: slice) -> Tensor:
+        """As `taken`, with zeros below for what pads a row of scores: `[n, p, D]`."""
+        rows = self._blocks.columns(keys)
+        if rows == keys.stop - keys.start:
+            return self.taken(name, tensor, heads, keys)
+        return self._copied(f"padded {name}", keys_of(tensor, heads, keys), heads, keys, rows)
+
+    def _copied(self, name: str, tensor: Tensor, heads: slice, keys: slice, rows: int) -> Tensor:
+        """A copy as operands of so many rows; the copy of one block serves the next, if that has its heads and no other keys."""
+        copy, count = self._copies.get(name), tensor.shape[1]
+        if copy is None or copy.heads != heads or copy.keys != keys:
+            copied = self.buffer(name, (tensor.shape[0], rows, tensor.shape[2]), self._operands)
+            copied[:, :count].copy_(tensor)
+            copied[:, count:].zero_()
+            copy = self._copies[name] = _Copy(heads, keys, copied)
+        return copy.tensor
+
+    def operand(self, name: str, tensor: Tensor) -> Tensor:
+        """This tensor, or a copy in the dtype of operands."""
+        if tensor.dtype == self._operands:
+            return tensor
+        return self.buffer(name, tensor.shape, self._operands).copy_(tensor)
+
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None, most: int = 0) -> Tensor:
+        """A buffer of this shape, in the dtype of products if no other is said; what it held before is lost.
+
+        It is made for `most` elements, if later ones will be larger.
+        """
+        held = self._buffers.get(name)
+        if held is None or held.numel() < math.prod(shape):
+            size = max(most, math.prod(shape))
+            held = self._buffers[name] = torch.empty(size, dtype=dtype or self._products, device=self._device)
+        return held if held.shape == shape else held.view(-1)[: math.prod(shape)].view(shape)
+
+    def scores(self, name: str, heads: int, rows: int, keys: slice) -> Tensor:
+        """A buffer for a score of each row and key `[n, G r, p]`, padding included."""
+        return self.buffer(name, (heads, rows, self._blocks.columns(keys)), most=self._most_scores)
+
+
+def part_of(tensor: Tensor, block: Block) -> Tensor:
+    """A block's heads and rows `[n, G, r, ...]` of a tensor `[N, G, Sq, ...]`."""
+    return narrowed(narrowed(tensor, 0, block.heads), 2, block.rows)
+
+
+def narrowed(tensor: Tensor, dim: int, to: slice) -> Tensor:
+    """A slice of one dimension, unless it is all of it: a view takes a third of a small product's time."""
+    count = to.stop - to.start
+    return tensor if count == tensor.shape[dim] else tensor.narrow(dim, to.start, count)
+
+
+def fill(matrix: Tensor, count: int, value: float) -> None:
+    """Give the padding of rows of so many columns this value."""
+    if count < matrix.shape[-1]:
+        matrix[..., count:].fill_(value)
+
+
+def keys_of(tensor: Tensor, heads: slice, keys: slice) -> Tensor:
+    """Keys or values `[n, c, D]` of some heads; of one head with the strides by which oneDNN sees that it need not copy them."""
+    these = narrowed(narrowed(tensor, 0, heads), 1, keys)
+    return these[0].unsqueeze(0) if len(these) == 1 else these
