@@ -44,7 +44,7 @@ def mentions(package: str, path: str, words: str) -> bool:
     return found is not None and words in found.read_text(encoding="utf-8", errors="replace")
 
 
-def found(package: str, path: str, pattern: str) -> str | None:
+def extract(package: str, path: str, pattern: str) -> str | None:
     """What the group of a pattern matches in a file of a top-level package's folder; never imports the package."""
     file = _find(package, path)
     match = file and re.search(pattern, file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)

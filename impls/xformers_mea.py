@@ -226,8 +226,8 @@ def _try(call: Callable[[], Any]) -> None:
 
 def _other_cuda() -> str:
     """Why kernels that are installed are not loaded, where torch is for another CUDA: xformers itself says that it has none."""
-    built = packages.found("xformers", "cpp_lib.json", r'"cuda": (\d+)\d\d')  # 1208 is 12.8
-    here = packages.found("torch", "version.py", r"^cuda\b.*'(\d+)\.")
+    built = packages.extract("xformers", "cpp_lib.json", r'"cuda": (\d+)\d\d')  # 1208 is 12.8
+    here = packages.extract("torch", "version.py", r"^cuda\b.*'(\d+)\.")
     if built is None or here is None or built == here:
         return ""
     return f" (this xformers is built for CUDA {built}, torch here for CUDA {here}: install both for the same)"

@@ -75,8 +75,10 @@ def test_16_bit_exponentials_are_right(monkeypatch: pytest.MonkeyPatch, padding:
             assert not result.faults, f"{problem}: {result.faults}"
 
 
-@pytest.mark.parametrize("factor", [1.0, 10.0, 30.0, -30.0, 3000.0])
-def test_16_bit_exponentials_of_large_scores_are_not_used(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+@pytest.mark.parametrize(("factor", "is_small"), [(1.0, True), (30.0, False), (-30.0, False), (3000.0, False)])
+def test_16_bit_exponentials_of_large_scores_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, factor: float, is_small: bool
+) -> None:
     """Whether all scores of a row are large, or far below zero, products are computed again in float32."""
     for name, answer in {"fastest": torch.bfloat16, "exp_is_faster": True, "padded_is_faster": True}.items():
         monkeypatch.setattr(method, name, lambda *_, answer=answer: answer)
@@ -86,7 +88,10 @@ def test_16_bit_exponentials_of_large_scores_are_not_used(monkeypatch: pytest.Mo
     inputs = _scaled(problem, 1.0)
     inputs.key[..., 0] = 8 * factor  # with the queries' own first element, a score of the factor
     inputs.query[..., 0] = 1.0
+    products, attend = [], kernel.attend
+    monkeypatch.setattr(kernel, "attend", lambda *given: products.append(given[-1].products) or attend(*given))
     assert not _faults(problem, inputs, {})
+    assert products[-1] is (torch.bfloat16 if is_small else torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -224,9 +229,9 @@ def test_values_of_any_size_stay_right(factor: float) -> None:
             "bfloat16",
             8,
             {"softmax": "unshifted"},
-            "softmax auto or fused; bfloat16 exponentials need range, and 16 keys",
+            r"softmax auto or fused; bfloat16 sums need the range of e\*\*32, and 16 keys",
         ),
-        ("float16", 64, {"softmax": "unshifted"}, "softmax auto or fused; float16 exponentials need range"),
+        ("float16", 64, {"softmax": "unshifted"}, "softmax auto or fused; float16 sums need the range"),
         ("bfloat16", 64, {"key_block": 32}, r"seq_kv <= key_block \(32\); sums over parts of the keys need float32"),
     ],
 )

@@ -139,10 +139,10 @@ class Blocks:
     def _blocks(self, heads: range, *, matrices: int) -> Iterator[Block]:
         """The last rows come first, so that under a causal mask buffers begin with their largest size.
 
-        Heads come first where all of their rows can share a copy of keys and values, else rows: of fewer keys more heads fit.
+        Heads come first where all of their rows see the same keys and share copies, else rows: of fewer keys more heads fit.
         """
         of_rows = list(_slices(self.seq_q, self.rows))[::-1]
-        if self.converts or not self.causal:
+        if not self.causal:
             order = [(part, rows) for part in self._head_slices(heads, of_rows[0], matrices) for rows in of_rows]
         else:
             order = [(part, rows) for rows in of_rows for part in self._head_slices(heads, rows, matrices)]

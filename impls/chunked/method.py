@@ -104,7 +104,7 @@ def _need_of_16_bits(fast: Method, limits: Limits, softmax: str) -> str:
     if fast.forward.cuts_keys:
         return f"seq_kv <= key_block ({limits.keys}); sums over parts of the keys need float32"
     if softmax == "unshifted" and not _can_be_unshifted(fast):
-        return f"softmax auto or fused; {_name(fast.products)} exponentials need range, and {LEAST_KEYS} keys"
+        return f"softmax auto or fused; {_name(fast.products)} sums need the range of e**32, and {LEAST_KEYS} keys"
     return ""
 
 
