@@ -6,7 +6,6 @@ import functools
 import os
 import statistics
 import subprocess
-import time
 import types
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -44,14 +43,16 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 class SimulatedCuda:
     """Logs what is asked of it. The device is at `now_ms`, 2 ms a pass; it lags behind the host by what it slept.
 
-    The host needs `queueing_ms` to queue a sample, so that a shorter sleep does not hide it; `stray_s` is real time that
-    the device works on after the region's own stream, `idle_s` what the host waits though nothing is left to do.
+    The host needs `queueing_ms` to queue a sample, so that a shorter sleep does not hide it; `stray_s` is how long the
+    device works on after the region's own stream, `idle_s` what the host waits though nothing is left to do. Both pass on
+    the host's clock, `host_s`, which is simulated too: a real sleep takes as long as a loaded machine likes.
     """
 
     def __init__(self, queueing_ms: float = 0.0, stray_s: float = 0.0, idle_s: float = 0.0) -> None:
         self.log: list[str] = []
         self.now_ms = 0.0
         self.slept_ms = 0.0
+        self._waited_s = 0.0
         outer = self
 
         class Event:
@@ -86,8 +87,11 @@ class SimulatedCuda:
 
     def synchronize(self) -> None:
         if self.log[-1:] == ["end"]:
-            time.sleep(self._idle_s + self._stray_s * self.log[-3].startswith("run"))
+            self._waited_s += self._idle_s + self._stray_s * self.log[-3].startswith("run")
         self.log.append("synchronize")
+
+    def host_s(self) -> float:
+        return self._waited_s + self.now_ms * 1e-3
 
     def _sleep(self, cycles: int) -> None:
         self.log.append("sleep")
@@ -171,7 +175,7 @@ def test_gap_that_no_sleep_hides_is_recorded() -> None:
 def test_work_on_another_stream_is_implausible() -> None:
     """What goes on after the region's stream is done was not timed, and the cell is not ranked."""
     cuda = SimulatedCuda(stray_s=2e-3)
-    samples = sample(Pass(cuda), CudaClock(cuda=cuda), Budget(0.0, 0.0, 0.01))
+    samples = sample(Pass(cuda), CudaClock(cuda=cuda, host_s=cuda.host_s), Budget(0.0, 0.0, 0.01))
     problem = AttentionProblem(heads_q=1, heads_kv=1, seq_q=16, seq_kv=16, head_dim=16)
     cell = Cell(implementation="sdpa", problem=problem, passes="forward")
     ceilings = Ceilings(gemm_flops_per_s={"float32": 1e12}, memory_bytes_per_s=1e12, empty_call_s=1e-6)
@@ -184,8 +188,8 @@ def test_work_on_another_stream_is_implausible() -> None:
 def test_waiting_for_an_idle_device_is_no_work() -> None:
     """On some hosts a synchronisation alone takes 70 us: that is told from work on another stream, and the cell is ranked."""
     cuda = SimulatedCuda(idle_s=1e-3)
-    samples = sample(Pass(cuda), CudaClock(cuda=cuda), Budget(0.0, 0.0, 0.01))
-    assert samples.outlived_s < 5e-4
+    samples = sample(Pass(cuda), CudaClock(cuda=cuda, host_s=cuda.host_s), Budget(0.0, 0.0, 0.01))
+    assert samples.outlived_s == pytest.approx(0.0, abs=1e-9)
 
 
 def test_cold_flushes_before_each_pass_outside_the_events() -> None:

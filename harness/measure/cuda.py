@@ -1,6 +1,6 @@
 """CUDA: the event clock, a cold cache, graph capture, the allocator's peak, and what NVML says of a launch.
 
-`torch.cuda` is a parameter, so that the order of events is tested against a device that is not there.
+`torch.cuda` and the host's clock are parameters, so that order and arithmetic are tested against a device that is not there.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ class CudaClock:
 
     resolution_s = 0.5e-6  # CUDA runtime API, cudaEventElapsedTime
 
-    def __init__(self, *, cold: bool = False, cuda: Any = torch.cuda) -> None:
-        self._cuda = cuda
+    def __init__(
+        self, *, cold: bool = False, cuda: Any = torch.cuda, host_s: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._cuda, self._host_s = cuda, host_s
         self._gap_cycles = GAP_CYCLES
         self._flush: Any = None
         self.most_repeats = 1 if cold else MOST_REPEATS
@@ -77,17 +79,17 @@ class CudaClock:
             end.record()
             gap_hidden = not begin.query()
             end.synchronize()
-            own = time.perf_counter()
+            own = self._host_s()
             self._cuda.synchronize()
-            outlived_s = time.perf_counter() - own
+            outlived_s = self._host_s() - own
         return Span(begin.elapsed_time(end) * 1e-3, 0.0, outlived_s, gap_hidden)
 
     def _by_host(self, region: Region, repeats: int) -> float:
         with self._ready(region, repeats):
-            begin = time.perf_counter()
+            begin = self._host_s()
             region.run(repeats)
             self._cuda.synchronize()
-            return time.perf_counter() - begin
+            return self._host_s() - begin
 
     @contextmanager
     def _ready(self, region: Region, repeats: int) -> Iterator[None]:
