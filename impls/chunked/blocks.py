@@ -29,8 +29,11 @@ SCORES_OF_A_THREAD = 2**18
 SUMS_BYTES = 32 * 2**20
 #: Padded rows of scores are an odd number of cache lines long: by a power of two of them, rows would share a few cache sets.
 LINE_BYTES = 64
-#: To pad keys they are copied, and rows are longer: that pays of so many rows and keys, if rows of whole lines are so long.
+#: To pad values they are copied, and rows are longer: that pays of so many rows and keys, if rows of whole lines are so long.
 LEAST_PADDED, PADDED_BYTES = 256, 2048
+#: Products are slower of a number of keys that is no multiple of this, in 16 bits by up to a half: AMX multiplies tiles of 16
+#: columns, AVX-512 vectors of 16 numbers. There it pays to copy that many keys for so many rows.
+TILE, LEAST_ALIGNED = 16, 64
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,16 @@ class Blocks:
     item_bytes: int
     converts: bool
     pads: bool
+    aligns: bool
 
     @classmethod
     def of(
-        cls, problem: AttentionProblem, limits: Limits, item_bytes: int, *, converts: bool, pads: bool = False
-    ) -> Self:
+        cls, problem: AttentionProblem, limits: Limits, item_bytes: int,
+        *, converts: bool, pads: bool = False, aligns: bool = False,
+    ) -> Self:  # fmt: skip
         """Blocks for a problem whose scores take `item_bytes` each; `converts` where keys and values need a copy in that type.
 
-        `pads` where rows of scores may be longer than keys are many.
+        `pads` where rows of scores may be longer than keys are many, `aligns` where keys may be copied with some of zeros.
         """
         group = problem.group_size
         keys = min(problem.seq_kv, limits.keys)
@@ -91,10 +96,13 @@ class Blocks:
             of_one_head = limits.causal_rows or max(CAUSAL_ROWS[item_bytes], problem.seq_q // CAUSAL_SHARE)
             most = min(most, max(of_one_head, of_all_heads))
         rows = _even(problem.seq_q, max(1, most // group))
+        if problem.is_causal and (tiles := math.ceil(rows / TILE) * TILE) <= most // group:
+            rows = min(tiles, problem.seq_q)  # so that the keys that rows see are tiles as well, but for the last
+        many = min(group * problem.seq_q, keys)
         return cls(
             problem.batch * problem.heads_kv, rows, keys, group, problem.seq_q, problem.seq_kv, problem.head_dim,
             problem.is_causal, limits.workspace_bytes, limits.threads, item_bytes, converts,
-            pads and min(group * problem.seq_q, keys) >= LEAST_PADDED,
+            pads and many >= LEAST_PADDED, aligns and many >= LEAST_ALIGNED,
         )  # fmt: skip
 
     @property
@@ -102,13 +110,18 @@ class Blocks:
         """Whether some rows see more keys than a block has."""
         return self.keys < self.seq_kv
 
+    def width(self, keys: slice) -> int:
+        """How many keys a product takes for these, zeros behind them included."""
+        count: int = keys.stop - keys.start
+        return math.ceil(count / TILE) * TILE if self.aligns else count
+
     def columns(self, keys: slice) -> int:
         """How long a row of scores is that holds those of these keys."""
         count: int = keys.stop - keys.start
         of_a_line = LINE_BYTES // self.item_bytes
         lines = math.ceil(count / of_a_line)
         is_short = lines * of_a_line == count and count * self.item_bytes < PADDED_BYTES
-        return of_a_line * (lines | 1) if self.pads and not is_short else count
+        return of_a_line * (lines | 1) if self.pads and not is_short else self.width(keys)
 
     def scores(self, block: Block) -> int:
         """How many scores of a block are there at once, padding included."""

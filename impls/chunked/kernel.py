@@ -1,7 +1,7 @@
 """The arithmetic of chunked attention, forward and backward, block by block.
 
 Legend: n key/value heads of all batches, G query heads of a group, r query rows, c keys of a block, p columns of its scores (keys
-and padding), D head dimension.
+and padding), w of those the columns that a product writes, D head dimension.
 Every block is computed in buffers that the next one uses again: writing a product into memory that was mapped for it takes
 longer than the product.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .blocks import Block, Blocks
+from .blocks import TILE, Block, Blocks
 from .method import Method
 from .precision import are_small_scores, are_small_sums, exponential
 from .workspace import Workspace, fill, narrowed, part_of
@@ -147,30 +147,28 @@ class _Arithmetic:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor) -> None:
         """Rows against all keys they see: one softmax and two products. Writes the block's part of `out`."""
         (keys,) = block.keys
-        scores = self._scores(self._query(q, block), self._space.taken("k", k, block.heads, keys), block, keys)
+        scores = self._scores(self._query(q, block), self._space.columns("k", k, block.heads, keys), block, keys)
         weights = self._space.operand("weights", torch.softmax(scores, -1, out=scores))
-        values, part = self._space.padded("v", v, block.heads, keys), part_of(out, block)
-        if part.dtype == weights.dtype and part.is_contiguous():
-            torch.bmm(weights, values, out=part.view(*weights.shape[:2], -1))
-        else:
-            part.copy_(self._product("rows", weights, values).view(part.shape))
+        self._write(part_of(out, block), weights, self._space.terms("v", v, block.heads, keys))
 
     def attend_unshifted(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor, kept: _Kept | None) -> None:
         """Rows against their keys part by part, of scores so small that no maximum need be taken off them.
 
         Then exp and a sum take the place of a softmax's three passes, and parts add up as they are. Writes as `attend_online`.
         """
-        query, part = self._query(q, block), part_of(out, block)
-        acc = self._space.buffer("acc", (*query.rows.shape[:2], v.shape[-1]))
-        total = acc.new_zeros((*acc.shape[:2], 1))
+        query, part, ones = self._query(q, block), part_of(out, block), TILE if self._method.sums_in_product else 0
+        sums = self._space.buffer("sums", (*query.rows.shape[:2], v.shape[-1] + ones))
+        acc = narrowed(sums, 2, slice(0, v.shape[-1]))
+        total = sums[..., v.shape[-1] :][..., :1] if ones else sums.new_zeros((*sums.shape[:2], 1))
         for keys in block.keys:
-            weights = self._weights(query, self._space.taken("k", k, block.heads, keys), block, keys)
-            total.add_(weights.sum(-1, keepdim=True))
-            values, is_first = self._space.padded("v", v, block.heads, keys), keys is block.keys[0]
-            acc.baddbmm_(weights, values, beta=0 if is_first else 1)
+            weights = self._weights(query, self._space.columns("k", k, block.heads, keys), block, keys)
+            if not ones:
+                total.add_(weights.sum(-1, keepdim=True))
+            values, is_first = self._space.terms("v", v, block.heads, keys, ones=ones), keys is block.keys[0]
+            sums.baddbmm_(weights, values, beta=0 if is_first else 1)
         if not are_small_sums(total):
             raise LargeScoresError
-        torch.div(acc.view(part.shape), total.view(*part.shape[:3], 1), out=part)
+        torch.div(acc.unflatten(1, part.shape[1:3]), total.unflatten(1, part.shape[1:3]), out=part)
         if kept is not None:
             self._keep(kept, block, torch.zeros_like(total), total, acc.div_(total))
 
@@ -186,13 +184,13 @@ class _Arithmetic:
         total = torch.zeros_like(highest)
         query = self._query(q, block)
         for keys in block.keys:
-            scores = self._scores(query, self._space.taken("k", k, block.heads, keys), block, keys)
+            scores = self._scores(query, self._space.columns("k", k, block.heads, keys), block, keys)
             # Key 0 is in the first part and every row sees it, so the maximum is finite from there on.
             higher = torch.maximum(highest, scores.amax(-1, keepdim=True))
             weights = scores.sub_(higher).exp_()
             rescale = (highest - higher).exp_()
             total = total.mul_(rescale).add_(weights.sum(-1, keepdim=True))
-            acc.mul_(rescale).baddbmm_(weights, self._space.padded("v", v, block.heads, keys))
+            acc.mul_(rescale).baddbmm_(weights, self._space.terms("v", v, block.heads, keys))
             highest = higher
         part.copy_(acc.div_(total).view(part.shape))
         self._keep(kept, block, highest, total, acc)
@@ -213,11 +211,12 @@ class _Arithmetic:
             highest, grad_rows = highest.unsqueeze(-1), grad_rows / total.unsqueeze(-1)
             delta = (grad_rows * out).sum(-1, keepdim=True)
         grad_k, grad_v = sums
-        total_q = torch.zeros(query.rows.shape, dtype=self.exact, device=q.device)
+        part = part_of(grad_q, block)
+        total_q = None if len(block.keys) == 1 else torch.zeros(query.rows.shape, dtype=self.exact, device=q.device)
         for keys in block.keys:
             k_block, v_block = (
-                self._space.taken("k", k, block.heads, keys),
-                self._space.taken("v", v, block.heads, keys),
+                self._space.columns("k", k, block.heads, keys),
+                self._space.columns("v", v, block.heads, keys),
             )
             scores = self._scores(query, k_block, block, keys)
             weights = torch.softmax(scores, -1, out=scores) if highest is None else scores.sub_(highest).exp_()
@@ -227,10 +226,14 @@ class _Arithmetic:
             grad_weights = self._matrix("grad scores", grad_rows, v_block, keys)
             fill(grad_weights, keys.stop - keys.start, 0.0)
             grad_scores = self._space.operand("weights", _softmax_gradient(weights, grad_weights, delta))
-            self._add_product(total_q, grad_scores, self._space.padded("k", k, block.heads, keys))
+            terms = self._space.terms("k", k, block.heads, keys)
+            if total_q is None:
+                self._write(part, grad_scores, terms, self._scale)
+            else:
+                self._add_product(total_q, grad_scores, terms)
             self._add_product(narrowed(grad_k, 1, keys), grad_scores.transpose(1, 2), *query)
-        part = part_of(grad_q, block)
-        part.copy_(total_q.mul_(self._scale).view(part.shape))
+        if total_q is not None:
+            part.copy_(total_q.mul_(self._scale).view(part.shape))
 
     def _scores(self, query: _Query, k_block: Tensor, block: Block, keys: slice) -> Tensor:
         """Scaled scores `[n, G r, c]`, minus infinity where a row does not see a key."""
@@ -295,6 +298,13 @@ class _Arithmetic:
         if self._operands != self._products:
             return multiply_wider(out, left, right, beta=0, alpha=factor)
         return torch.bmm(left, right, out=out) if factor == 1.0 else out.baddbmm_(left, right, beta=0, alpha=factor)
+
+    def _write(self, part: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
+        """Write factor left right to a part of a result `[n, G, r, D]`, at once where that is of the products' dtype."""
+        if part.dtype == self._products and (part.shape[1] == 1 or part.is_contiguous()):
+            self._multiply(part.flatten(1, 2), left, right, factor)
+        else:
+            part.copy_(self._product("rows", left, right, factor).view(part.shape))
 
     def _add_product(self, total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
         """Add factor left right to a total; what left has more rows than it are padding."""

@@ -9,7 +9,7 @@ import torch
 from ..api import RefusedError
 from ..problem import AttentionProblem
 from .blocks import Blocks, Limits
-from .precision import bears_exponentials, exp_is_faster, fastest, padded_is_faster, turns, widens
+from .precision import bears_exponentials, exp_is_faster, fastest, ones_are_faster, padded_is_faster, turns, widens
 
 #: Where no maximum is taken off the scores, parts of a row's keys add up at no cost, and so many at least stay in cache.
 UNSHIFTED_KEYS = 512
@@ -27,7 +27,8 @@ class Method:
     """One way to compute attention. `operands` is the dtype of what is multiplied, `products` of the results and between them.
 
     `turns` products of queries: keys times query. `unshifted` takes no maximum off the scores before it takes their
-    exponentials, forwards: it gives up where they are not small. `looks` at every score, and gives up at a large one.
+    exponentials, forwards: it gives up where they are not small; `sums_in_product` takes their sums from the product with the
+    values, beside which are columns of ones. `looks` at every score, and gives up at a large one.
     """
 
     operands: torch.dtype
@@ -37,6 +38,7 @@ class Method:
     turns: bool = False
     unshifted: bool = False
     looks: bool = False
+    sums_in_product: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,11 @@ def choose(
 
     def method(operands: torch.dtype, of: torch.dtype) -> Method:
         wanted = padding == "always" or (padding == "auto" and padded_is_faster(of, device))
-        blocks = Blocks.of(problem, limits, of.itemsize, converts=operands != dtype, pads=wanted and operands == of)
+        may_pad = operands == of and padding != "never"
+        blocks = Blocks.of(
+            problem, limits, of.itemsize, converts=operands != dtype, pads=may_pad and wanted,
+            aligns=may_pad and of.itemsize == 2 and device.type == "cpu",
+        )  # fmt: skip
         return Method(operands, of, blocks, blocks, turns(of, device, rows))
 
     safe, fast = method(wide, wide), method(chosen, chosen)
@@ -91,7 +97,8 @@ def choose(
         else:
             fast = replace(fast, looks=is_short)
     if softmax == "unshifted" or (softmax == "auto" and pays and exp_is_faster(unshifted.products, device)):
-        fast, why = unshifted, f"{why}; softmax unshifted where scores are small"
+        fast = replace(unshifted, sums_in_product=ones_are_faster(unshifted.products, device))
+        why += "; softmax unshifted where scores are small"
     return Choice(fast, safe, why)
 
 

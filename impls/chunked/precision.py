@@ -10,6 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .blocks import TILE
+
 #: Scores of a 16-bit product are rounded by up to 2**-9 of their size (bfloat16), as eager attention rounds them. Up to
 #: this size that is the error of one step among others; far beyond it a softmax of them is another softmax.
 LARGEST_SCORE = 32.0
@@ -20,8 +22,8 @@ LARGEST_ROUNDED_SCORE = 16.0
 ORDINARY = (2.0**-60, 2.0**60)
 #: The inputs' own dtype must be this much faster than the more accurate float32, and so must what leaves out a step.
 ADVANTAGE = 1.2
-#: Padding costs no accuracy, and is taken sooner.
-PADDING_ADVANTAGE = 1.1
+#: Padded values, or values with columns of ones, cost a copy of them but no accuracy, and are taken sooner.
+COPY_ADVANTAGE = 1.1
 #: Shapes of the race: heads, rows, head dimension and keys. Small first: a CPU without 16-bit products may take a thousand times
 #: longer, and is not asked further; where AMX multiplies them, so small a product takes several times as long, and a block less.
 _SMALL, _BLOCK, _HOPELESS = (1, 64, 64, 64), (8, 256, 64, 512), 32
@@ -124,7 +126,32 @@ def padded_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
 @cache
 def _padded_wins(dtype: torch.dtype, _threads: int) -> bool:
     even_s, padded_s = _least_s(_product(dtype, _EVEN), _product(dtype, _PADDED))
-    return PADDING_ADVANTAGE * padded_s < even_s
+    return COPY_ADVANTAGE * padded_s < even_s
+
+
+def ones_are_faster(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a product with values and columns of ones takes clearly less than one with values, and a sum of the weights."""
+    return dtype.itemsize == 2 and device.type == "cpu" and _ones_win(dtype, torch.get_num_threads())
+
+
+@cache
+def _ones_win(dtype: torch.dtype, _threads: int) -> bool:
+    heads, rows, inner, columns = _BLOCK
+    weights, out = torch.ones(heads, rows, columns, dtype=dtype), torch.empty(heads, rows, 1, dtype=dtype)
+    products = [
+        (torch.ones(heads, columns, width, dtype=dtype), torch.empty(heads, rows, width, dtype=dtype))
+        for width in (inner + TILE, inner)
+    ]
+
+    def beside_ones() -> None:
+        torch.bmm(weights, products[0][0], out=products[0][1])
+
+    def and_a_sum() -> None:
+        torch.bmm(weights, products[1][0], out=products[1][1])
+        torch.sum(weights, -1, keepdim=True, out=out)
+
+    ones_s, sum_s = _least_s(beside_ones, and_a_sum)
+    return COPY_ADVANTAGE * ones_s < sum_s
 
 
 @cache

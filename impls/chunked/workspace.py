@@ -13,7 +13,7 @@ from .blocks import Block, Blocks
 
 
 class _Copy(NamedTuple):
-    """Keys or values of some heads `[n, p, D]` as operands."""
+    """Keys or values of some heads as operands; the copy of one block serves the next, if that has its heads and no other keys."""
 
     heads: slice
     keys: slice
@@ -44,29 +44,32 @@ class Workspace:
             return mine.flatten(1, 2)
         return self.buffer(name, mine.shape, self._operands).copy_(mine).flatten(1, 2)
 
-    def taken(self, name: str, tensor: Tensor, heads: slice, keys: slice) -> Tensor:
-        """Keys or values of a block `[n, c, D]` as operands: a view where they are, else a copy.
+    def columns(self, name: str, tensor: Tensor, heads: slice, keys: slice) -> Tensor:
+        """Keys or values of a block as the columns of a matrix of scores `[n, w, D]`: a view where they are, else a copy.
 
         Of several heads in 16 bits a part is copied as well: else oneDNN copies it for each product, and transposed.
         """
-        taken = keys_of(tensor, heads, keys)
-        if taken.dtype == self._operands and (taken.is_contiguous() or not self._is_onednn):
-            return taken
-        return self._copied(name, taken, heads, keys, keys.stop - keys.start)
+        return self._taken(name, tensor, heads, keys, self._blocks.width(keys))
 
-    def padded(self, name: str, tensor: Tensor, heads: slice, keys: slice) -> Tensor:
-        """As `taken`, with zeros below for what pads a row of scores: `[n, p, D]`."""
+    def terms(self, name: str, tensor: Tensor, heads: slice, keys: slice, *, ones: int = 0) -> Tensor:
+        """As `columns`, to be summed with a row of scores as weights `[n, p, D + ones]`: zeros for its padding.
+
+        With `ones` so many columns of them come after the others, for the sum of the weights.
+        """
         rows = self._blocks.columns(keys)
-        if rows == keys.stop - keys.start:
-            return self.taken(name, tensor, heads, keys)
-        return self._copied(f"padded {name}", keys_of(tensor, heads, keys), heads, keys, rows)
+        name = name if rows == self._blocks.width(keys) and not ones else f"padded {name}"
+        return self._taken(name, tensor, heads, keys, rows, ones)
 
-    def _copied(self, name: str, tensor: Tensor, heads: slice, keys: slice, rows: int) -> Tensor:
-        """A copy as operands of so many rows; the copy of one block serves the next, if that has its heads and no other keys."""
-        copy, count = self._copies.get(name), tensor.shape[1]
+    def _taken(self, name: str, tensor: Tensor, heads: slice, keys: slice, rows: int, ones: int = 0) -> Tensor:
+        taken, count = keys_of(tensor, heads, keys), keys.stop - keys.start
+        is_operand = taken.dtype == self._operands and (taken.is_contiguous() or not self._is_onednn)
+        if is_operand and rows == count and not ones:
+            return taken
+        copy = self._copies.get(name)
         if copy is None or copy.heads != heads or copy.keys != keys:
-            copied = self.buffer(name, (tensor.shape[0], rows, tensor.shape[2]), self._operands)
-            copied[:, :count].copy_(tensor)
+            copied = self.buffer(name, (taken.shape[0], rows, taken.shape[2] + ones), self._operands)
+            copied[:, :count, : taken.shape[2]].copy_(taken)
+            copied[:, :count, taken.shape[2] :].fill_(1.0)
             copied[:, count:].zero_()
             copy = self._copies[name] = _Copy(heads, keys, copied)
         return copy.tensor
