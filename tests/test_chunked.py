@@ -63,10 +63,13 @@ def test_every_choice_is_right(options: dict[str, Any]) -> None:
         assert not result.faults, f"{problem}: {result.faults}"
 
 
-@pytest.mark.parametrize("padding", ["always", "never"])
-def test_16_bit_exponentials_are_right(monkeypatch: pytest.MonkeyPatch, padding: str) -> None:
-    """Where there are keys enough for it, sums of bfloat16 exponentials pass the cases, in blocks of which some are padded."""
-    monkeypatch.setattr(blocks, "LEAST_PADDED", 1)
+@pytest.mark.parametrize(("padding", "ones"), [("always", True), ("auto", True), ("never", False)])
+def test_16_bit_exponentials_are_right(monkeypatch: pytest.MonkeyPatch, padding: str, ones: bool) -> None:
+    """Where there are keys enough for it, sums of bfloat16 exponentials pass the cases, whichever of keys and values are padded."""
+    monkeypatch.setattr(blocks, "LEAST_COPIED", 1)
+    monkeypatch.setattr(blocks, "LEAST_ALIGNED", 1)
+    monkeypatch.setattr(method, "ones_are_faster", lambda *_: ones)
+    monkeypatch.setattr(method, "padded_is_faster", lambda *_: False)  # then auto pads keys to whole tiles, and no rows
     options = {"products": "own", "softmax": "unshifted", "padding": padding, "query_block": 100, "workspace_mib": 1}
     for problem in contract.cases(fast_float16=False):
         if problem.dtype == "bfloat16" and problem.seq_kv >= 16:
@@ -80,7 +83,9 @@ def test_16_bit_exponentials_of_large_scores_are_not_used(
     monkeypatch: pytest.MonkeyPatch, factor: float, is_small: bool
 ) -> None:
     """Whether all scores of a row are large, or far below zero, products are computed again in float32."""
-    for name, answer in {"fastest": torch.bfloat16, "exp_is_faster": True, "padded_is_faster": True}.items():
+    for name, answer in {
+        "fastest": torch.bfloat16, "exp_is_faster": True, "padded_is_faster": True, "ones_are_faster": True,
+    }.items():  # fmt: skip
         monkeypatch.setattr(method, name, lambda *_, answer=answer: answer)
     problem = AttentionProblem(
         heads_q=2, heads_kv=2, seq_q=300, seq_kv=300, head_dim=64, dtype="bfloat16", mask="causal"

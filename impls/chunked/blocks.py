@@ -25,12 +25,15 @@ ROWS_OF_ONE_HEAD = 512
 ROWS_OF_ALL_HEADS = {2: 1024, 4: 512, 8: 512}
 #: A head with so many scores in a block is worth a block of its own, where otherwise threads would wait for one of them.
 SCORES_OF_A_THREAD = 2**18
+#: A single head's part of the workspace: more of its rows gain nothing, more heads at once do, in backward most.
+SHARE_OF_ONE_HEAD = 2
 #: What the sums of key and value gradients may take before heads are done in turn.
 SUMS_BYTES = 32 * 2**20
 #: Padded rows of scores are an odd number of cache lines long: by a power of two of them, rows would share a few cache sets.
 LINE_BYTES = 64
-#: To pad values they are copied, and rows are longer: that pays of so many rows and keys, if rows of whole lines are so long.
-LEAST_PADDED, PADDED_BYTES = 256, 2048
+#: To copy values, so that rows may be padded and summed beside them, pays of so many rows and keys; to pad rows of whole lines
+#: if they are so long.
+LEAST_COPIED, PADDED_BYTES = 256, 2048
 #: Products are slower of a number of keys that is no multiple of this, in 16 bits by up to a half: AMX multiplies tiles of 16
 #: columns, AVX-512 vectors of 16 numbers. There it pays to copy that many keys for so many rows.
 TILE, LEAST_ALIGNED = 16, 64
@@ -75,6 +78,7 @@ class Blocks:
     threads: int
     item_bytes: int
     converts: bool
+    copies: bool
     pads: bool
     aligns: bool
 
@@ -90,7 +94,7 @@ class Blocks:
         group = problem.group_size
         keys = min(problem.seq_kv, limits.keys)
         of_all_heads = ROWS_OF_ALL_HEADS[item_bytes] // (problem.batch * problem.heads_kv)
-        most = min(limits.rows, max(LEAST_ROWS, limits.workspace_bytes // (keys * item_bytes)))
+        most = min(limits.rows, max(LEAST_ROWS, limits.workspace_bytes // SHARE_OF_ONE_HEAD // (keys * item_bytes)))
         most = min(most, max(ROWS_OF_ONE_HEAD, of_all_heads))
         if problem.is_causal and problem.seq_q > 1:
             of_one_head = limits.causal_rows or max(CAUSAL_ROWS[item_bytes], problem.seq_q // CAUSAL_SHARE)
@@ -102,7 +106,7 @@ class Blocks:
         return cls(
             problem.batch * problem.heads_kv, rows, keys, group, problem.seq_q, problem.seq_kv, problem.head_dim,
             problem.is_causal, limits.workspace_bytes, limits.threads, item_bytes, converts,
-            pads and many >= LEAST_PADDED, aligns and many >= LEAST_ALIGNED,
+            many >= LEAST_COPIED, pads and many >= LEAST_COPIED, aligns and many >= LEAST_ALIGNED,
         )  # fmt: skip
 
     @property
@@ -123,11 +127,10 @@ class Blocks:
         is_short = lines * of_a_line == count and count * self.item_bytes < PADDED_BYTES
         return of_a_line * (lines | 1) if self.pads and not is_short else self.width(keys)
 
-    def scores(self, block: Block) -> int:
-        """How many scores of a block are there at once, padding included."""
-        heads: int = block.heads.stop - block.heads.start
-        rows: int = block.rows.stop - block.rows.start
-        return heads * self.group * rows * max(map(self.columns, block.keys))
+    @cached_property
+    def most_scores(self) -> tuple[int, int]:
+        """How many scores of a block of the forward and of the backward pass are there at most, padding included."""
+        return max(map(self._scores, self.forward)), max(self._scores(each) for _, some in self.backward for each in some)
 
     @cached_property
     def forward(self) -> tuple[Block, ...]:
@@ -149,6 +152,11 @@ class Blocks:
         """From this key on some of the rows see less than all; None where the mask hides nothing."""
         return rows.start + self.seq_kv - self.seq_q if self.causal else None
 
+    def _scores(self, block: Block) -> int:
+        heads: int = block.heads.stop - block.heads.start
+        rows: int = block.rows.stop - block.rows.start
+        return heads * self.group * rows * max(map(self.columns, block.keys))
+
     def _blocks(self, heads: range, *, matrices: int) -> Iterator[Block]:
         """The last rows come first, so that under a causal mask buffers begin with their largest size.
 
@@ -168,7 +176,8 @@ class Blocks:
         width = max(self.group * (rows.stop - rows.start), self.head_dim if self.converts else 1)
         fits = max(1, self.workspace_bytes // (matrices * width * columns * self.item_bytes))
         size = _even(len(heads), fits)
-        if size > self.threads and width * columns >= SCORES_OF_A_THREAD:
+        # oneDNN shares the rows of 16-bit products among threads, MKL whole heads.
+        if self.item_bytes > 2 and size > self.threads and width * columns >= SCORES_OF_A_THREAD:
             size -= size % self.threads
         parts = _slices(len(heads), size)
         return (slice(heads.start + each.start, heads.start + each.stop) for each in parts)

@@ -9,7 +9,6 @@ longer than the product.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
@@ -48,8 +47,8 @@ class ChunkedAttention(torch.autograd.Function):
         query, key, value, *rest = ctx.saved_tensors
         kept = _Kept(*rest) if rest else None
         q, k, v, grad_o = _by_group(query, key), key.flatten(0, 1), value.flatten(0, 1), _by_group(grad_out, key)
-        visited = [block for _, blocks in ctx.method.backward.backward for block in blocks]
-        arithmetic = _Arithmetic(ctx.method, ctx.method.backward, visited, ctx.scale, q.device)
+        most_scores = ctx.method.backward.most_scores[1]
+        arithmetic = _Arithmetic(ctx.method, ctx.method.backward, most_scores, ctx.scale, q.device)
         grad_q, grad_k, grad_v = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (q, k, v))
         for some, blocks in ctx.method.backward.backward:
             sums = _Sums(grad_k[some], grad_v[some], arithmetic.exact)
@@ -74,7 +73,7 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, method: Method, *, keeps: bool
 ) -> tuple[Tensor, _Kept | None]:
     q, k, v = _by_group(query, key), key.flatten(0, 1), value.flatten(0, 1)
-    arithmetic = _Arithmetic(method, method.forward, method.forward.forward, scale, q.device)
+    arithmetic = _Arithmetic(method, method.forward, method.forward.most_scores[0], scale, q.device)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     kept = _Kept.empty(q, method.products) if keeps and method.backward.cuts_keys else None
     for block in method.forward.forward:
@@ -136,13 +135,13 @@ class _Arithmetic:
     """What is computed on a block."""
 
     def __init__(
-        self, method: Method, blocks: Blocks, visited: Iterable[Block], scale: float, device: torch.device
+        self, method: Method, blocks: Blocks, most_scores: int, scale: float, device: torch.device
     ) -> None:
         self._method, self._blocks, self._scale, self._device = method, blocks, scale, device
         self._operands, self._products = method.operands, method.products
         #: What sums over blocks are kept in.
-        self.exact = torch.promote_types(self._products, torch.float32)
-        self._space = Workspace(blocks, visited, method.operands, method.products, device)
+        self.exact = torch.float64 if self._products == torch.float64 else torch.float32
+        self._space = Workspace(blocks, most_scores, method.operands, method.products, device)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor) -> None:
         """Rows against all keys they see: one softmax and two products. Writes the block's part of `out`."""
@@ -159,16 +158,20 @@ class _Arithmetic:
         query, part, ones = self._query(q, block), part_of(out, block), TILE if self._method.sums_in_product else 0
         sums = self._space.buffer("sums", (*query.rows.shape[:2], v.shape[-1] + ones))
         acc = narrowed(sums, 2, slice(0, v.shape[-1]))
-        total = sums[..., v.shape[-1] :][..., :1] if ones else sums.new_zeros((*sums.shape[:2], 1))
+        total = narrowed(sums, 2, slice(v.shape[-1], v.shape[-1] + 1)) if ones else None
         for keys in block.keys:
             weights = self._weights(query, self._space.columns("k", k, block.heads, keys), block, keys)
             if not ones:
-                total.add_(weights.sum(-1, keepdim=True))
+                sum_of_part = weights.sum(-1, keepdim=True)
+                total = sum_of_part if total is None else total.add_(sum_of_part)
             values, is_first = self._space.terms("v", v, block.heads, keys, ones=ones), keys is block.keys[0]
             sums.baddbmm_(weights, values, beta=0 if is_first else 1)
-        if not are_small_sums(total):
+        if total is None or not are_small_sums(total):
             raise LargeScoresError
-        torch.div(acc.unflatten(1, part.shape[1:3]), total.unflatten(1, part.shape[1:3]), out=part)
+        if part.shape[1] == 1:
+            torch.div(acc, total, out=part.squeeze(1))
+        else:
+            torch.div(acc.unflatten(1, part.shape[1:3]), total.unflatten(1, part.shape[1:3]), out=part)
         if kept is not None:
             self._keep(kept, block, torch.zeros_like(total), total, acc.div_(total))
 
@@ -250,9 +253,10 @@ class _Arithmetic:
     def _weights(self, query: _Query, k_block: Tensor, block: Block, keys: slice) -> Tensor:
         """The exponentials of scores that are small, 0 where a row does not see a key: exp is slow at minus infinity."""
         function, unit = exponential(self._products)
-        scores = self._all_scores(query._replace(factor=query.factor / unit), k_block, keys)
+        scores = self._all_scores(_Query(query.rows, query.factor / unit), k_block, keys)
         weights = function(scores, out=scores)
-        fill(weights, keys.stop - keys.start, 0.0)
+        # Where the values' columns of ones sum the weights, those of keys of zeros meet zeros there; other padding is no number.
+        fill(weights, self._blocks.width(keys) if self._method.sums_in_product else keys.stop - keys.start, 0.0)
         if (diagonal := self._diagonal(weights, block, keys)) is not None:
             columns, begin = diagonal
             columns.tril_(-begin)

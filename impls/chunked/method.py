@@ -97,7 +97,8 @@ def choose(
         else:
             fast = replace(fast, looks=is_short)
     if softmax == "unshifted" or (softmax == "auto" and pays and exp_is_faster(unshifted.products, device)):
-        fast = replace(unshifted, sums_in_product=ones_are_faster(unshifted.products, device))
+        sums_in_product = unshifted.forward.copies and ones_are_faster(unshifted.products, device)
+        fast = replace(unshifted, sums_in_product=sums_in_product)
         why += "; softmax unshifted where scores are small"
     return Choice(fast, safe, why)
 

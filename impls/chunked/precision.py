@@ -69,19 +69,16 @@ def are_small(query: Tensor, key: Tensor, scale: float) -> bool:
     return abs(scale) * _longest(query) * _longest(key) <= LARGEST_SCORE
 
 
-@torch.no_grad()
 def are_small_scores(scores: Tensor) -> bool:
     """Whether none of these is beyond `LARGEST_SCORE`."""
     return _largest(scores) <= LARGEST_SCORE
 
 
-@torch.no_grad()
 def are_ordinary(value: Tensor) -> bool:
     """Whether `value` can be multiplied by `exp` of scores up to `LARGEST_SCORE`, and summed over any number of keys."""
     return ORDINARY[0] <= _largest(value) <= ORDINARY[1]
 
 
-@torch.no_grad()
 def are_small_sums(totals: Tensor) -> bool:
     """Whether sums of a row's exponentials are those of rows whose largest score is small; of NaN they are not."""
     largest = math.exp(LARGEST_ROUNDED_SCORE if totals.dtype.itemsize == 2 else LARGEST_SCORE)
@@ -100,7 +97,7 @@ def exponential(dtype: torch.dtype) -> tuple[Callable[..., Tensor], float]:
 
 
 def _largest(tensor: Tensor) -> float:
-    return max(map(abs, map(float, torch.aminmax(tensor))))
+    return max(map(abs, map(float, torch.aminmax(tensor.detach()))))
 
 
 def _longest(tensor: Tensor) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -24,15 +23,10 @@ class Workspace:
     """What the blocks that are visited use in turn: buffers, and copies of what products cannot take as it is."""
 
     def __init__(
-        self,
-        blocks: Blocks,
-        visited: Iterable[Block],
-        operands: torch.dtype,
-        products: torch.dtype,
-        device: torch.device,
+        self, blocks: Blocks, most_scores: int, operands: torch.dtype, products: torch.dtype, device: torch.device
     ) -> None:
         self._blocks, self._operands, self._products, self._device = blocks, operands, products, device
-        self._most_scores = max(map(blocks.scores, visited))
+        self._most_scores = most_scores
         self._is_onednn = device.type == "cpu" and operands.itemsize == 2
         self._buffers: dict[str, Tensor] = {}
         self._copies: dict[str, _Copy] = {}
@@ -68,9 +62,11 @@ class Workspace:
         copy = self._copies.get(name)
         if copy is None or copy.heads != heads or copy.keys != keys:
             copied = self.buffer(name, (taken.shape[0], rows, taken.shape[2] + ones), self._operands)
-            copied[:, :count, : taken.shape[2]].copy_(taken)
-            copied[:, :count, taken.shape[2] :].fill_(1.0)
-            copied[:, count:].zero_()
+            filled = narrowed(copied, 1, slice(0, count))
+            narrowed(filled, 2, slice(0, taken.shape[2])).copy_(taken)
+            fill(filled, taken.shape[2], 1.0)
+            if rows > count:
+                copied[:, count:].zero_()
             copy = self._copies[name] = _Copy(heads, keys, copied)
         return copy.tensor
 
@@ -85,11 +81,12 @@ class Workspace:
 
         It is made for `most` elements, if later ones will be larger.
         """
-        held = self._buffers.get(name)
-        if held is None or held.numel() < math.prod(shape):
-            size = max(most, math.prod(shape))
+        held, count = self._buffers.get(name), math.prod(shape)
+        if held is None or held.numel() < count:
+            # Of this shape if it may be: a view less.
+            size = (most,) if most > count else shape
             held = self._buffers[name] = torch.empty(size, dtype=dtype or self._products, device=self._device)
-        return held if held.shape == shape else held.view(-1)[: math.prod(shape)].view(shape)
+        return held if held.shape == shape else held.view(-1)[:count].view(shape)
 
     def scores(self, name: str, heads: int, rows: int, keys: slice) -> Tensor:
         """A buffer for a score of each row and key `[n, G r, p]`, padding included."""
