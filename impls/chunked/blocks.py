@@ -18,9 +18,10 @@ from ..problem import AttentionProblem
 LEAST_ROWS = 64
 #: Under a causal mask the corner above the diagonal is computed in vain, half the square of a block's rows: fewer rows
 #: waste less, and 16-bit products, where they are fast, need more rows to be so. Of a long sequence more are wasted in less.
-CAUSAL_ROWS, CAUSAL_SHARE = {2: 256, 4: 128, 8: 128}, 8
-#: More rows of one head than this gain nothing, where there are other heads to be done at once.
-ROWS_OF_ONE_HEAD = 512
+CAUSAL_ROWS, CAUSAL_SHARE = {2: 512, 4: 128, 8: 128}, 8
+#: More rows of one head than this gain nothing, where there are other heads to be done at once. In 16 bits oneDNN packs a
+#: head's keys for each product, and a block of more rows does it less often.
+ROWS_OF_ONE_HEAD = {2: 1024, 4: 512, 8: 512}
 #: So many rows of all heads together at least: fewer are done sooner than they are launched, and leave threads idle.
 ROWS_OF_ALL_HEADS = {2: 1024, 4: 512, 8: 512}
 #: A head with so many scores in a block is worth a block of its own, where otherwise threads would wait for one of them.
@@ -95,7 +96,7 @@ class Blocks:
         keys = min(problem.seq_kv, limits.keys)
         of_all_heads = ROWS_OF_ALL_HEADS[item_bytes] // (problem.batch * problem.heads_kv)
         most = min(limits.rows, max(LEAST_ROWS, limits.workspace_bytes // SHARE_OF_ONE_HEAD // (keys * item_bytes)))
-        most = min(most, max(ROWS_OF_ONE_HEAD, of_all_heads))
+        most = min(most, max(ROWS_OF_ONE_HEAD[item_bytes], of_all_heads))
         if problem.is_causal and problem.seq_q > 1:
             of_one_head = limits.causal_rows or max(CAUSAL_ROWS[item_bytes], problem.seq_q // CAUSAL_SHARE)
             most = min(most, max(of_one_head, of_all_heads))
