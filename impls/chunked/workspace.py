@@ -55,20 +55,22 @@ class Workspace:
         return self._taken(name, tensor, heads, keys, rows, ones)
 
     def _taken(self, name: str, tensor: Tensor, heads: slice, keys: slice, rows: int, ones: int = 0) -> Tensor:
-        taken, count = keys_of(tensor, heads, keys), keys.stop - keys.start
+        copy = self._copies.get(name)
+        if copy is not None and copy.heads == heads and copy.keys == keys:
+            return copy.tensor
+        taken, count = narrowed(narrowed(tensor, 0, heads), 1, keys), keys.stop - keys.start
         is_operand = taken.dtype == self._operands and (taken.is_contiguous() or not self._is_onednn)
         if is_operand and rows == count and not ones:
-            return taken
-        copy = self._copies.get(name)
-        if copy is None or copy.heads != heads or copy.keys != keys:
-            copied = self.buffer(name, (taken.shape[0], rows, taken.shape[2] + ones), self._operands)
-            filled = narrowed(copied, 1, slice(0, count))
-            narrowed(filled, 2, slice(0, taken.shape[2])).copy_(taken)
-            fill(filled, taken.shape[2], 1.0)
-            if rows > count:
-                copied[:, count:].zero_()
-            copy = self._copies[name] = _Copy(heads, keys, copied)
-        return copy.tensor
+            # One head's own strides tell oneDNN that it need not copy it.
+            return taken[0].unsqueeze(0) if len(taken) == 1 else taken
+        copied = self.buffer(name, (taken.shape[0], rows, taken.shape[2] + ones), self._operands)
+        filled = narrowed(copied, 1, slice(0, count))
+        narrowed(filled, 2, slice(0, taken.shape[2])).copy_(taken)
+        fill(filled, taken.shape[2], 1.0)
+        if rows > count:
+            copied[:, count:].zero_()
+        self._copies[name] = _Copy(heads, keys, copied)
+        return copied
 
     def operand(self, name: str, tensor: Tensor) -> Tensor:
         """This tensor, or a copy in the dtype of operands."""
@@ -100,17 +102,10 @@ def part_of(tensor: Tensor, block: Block) -> Tensor:
 
 def narrowed(tensor: Tensor, dim: int, to: slice) -> Tensor:
     """A slice of one dimension, unless it is all of it: a view takes a third of a small product's time."""
-    count = to.stop - to.start
-    return tensor if count == tensor.shape[dim] else tensor.narrow(dim, to.start, count)
+    return tensor if to.stop - to.start == tensor.shape[dim] else tensor[(slice(None),) * dim + (to,)]
 
 
 def fill(matrix: Tensor, count: int, value: float) -> None:
     """Give the padding of rows of so many columns this value."""
     if count < matrix.shape[-1]:
         matrix[..., count:].fill_(value)
-
-
-def keys_of(tensor: Tensor, heads: slice, keys: slice) -> Tensor:
-    """Keys or values `[n, c, D]` of some heads; of one head with the strides by which oneDNN sees that it need not copy them."""
-    these = narrowed(narrowed(tensor, 0, heads), 1, keys)
-    return these[0].unsqueeze(0) if len(these) == 1 else these
