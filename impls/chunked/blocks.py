@@ -115,6 +115,11 @@ class Blocks:
         """Whether some rows see more keys than a block has."""
         return self.keys < self.seq_kv
 
+    @property
+    def has_one_row_block(self) -> bool:
+        """Whether a block has all rows of its heads."""
+        return self.rows >= self.seq_q
+
     def width(self, keys: slice) -> int:
         """How many keys a product takes for these, zeros behind them included."""
         count: int = keys.stop - keys.start

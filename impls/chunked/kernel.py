@@ -51,7 +51,7 @@ class ChunkedAttention(torch.autograd.Function):
         arithmetic = _Arithmetic(ctx.method, ctx.method.backward, most_scores, ctx.scale, q.device)
         grad_q, grad_k, grad_v = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (q, k, v))
         for some, blocks in ctx.method.backward.backward:
-            sums = _Sums(grad_k[some], grad_v[some], arithmetic.exact)
+            sums = _Sums(grad_k[some], grad_v[some], arithmetic.exact, of_one=ctx.method.backward.has_one_row_block)
             for block in blocks:
                 arithmetic.differentiate(q, k, v, grad_o, block, kept, grad_q, sums.of(block.heads, some.start))
             sums.finish()
@@ -111,12 +111,16 @@ class _Query(NamedTuple):
 
 
 class _Sums:
-    """Sums of dk and dv `[n, Skv, D]`: 16-bit ones would round at each block, so they are kept exact and rounded once."""
+    """Sums of dk and dv `[n, Skv, D]`: 16-bit ones would round at each block, so they are kept exact and rounded once.
 
-    def __init__(self, grad_k: Tensor, grad_v: Tensor, exact: torch.dtype) -> None:
+    The first block of a head has its last rows, which see all keys: it writes the sums, later ones add to them. Where there
+    is no other, `of_one`, it writes the gradients.
+    """
+
+    def __init__(self, grad_k: Tensor, grad_v: Tensor, exact: torch.dtype, *, of_one: bool) -> None:
         self._grads = (grad_k, grad_v)
         self._totals = [
-            each.zero_() if each.dtype == exact else torch.zeros_like(each, dtype=exact) for each in self._grads
+            each if of_one or each.dtype == exact else torch.empty_like(each, dtype=exact) for each in self._grads
         ]
 
     def of(self, heads: slice, first: int) -> tuple[Tensor, Tensor]:
@@ -202,7 +206,7 @@ class _Arithmetic:
         self, q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, block: Block, kept: _Kept | None,
         grad_q: Tensor, sums: tuple[Tensor, Tensor],
     ) -> None:  # fmt: skip
-        """The gradients of a block: writes its part of `grad_q`, adds to the sums of dk and dv.
+        """The gradients of a block: writes its part of `grad_q`, writes or adds to the sums of dk and dv.
 
         Where keys are cut, E = exp(S - max) stands for P = E / total, and dO / total for dO (FlashAttention-2,
         algorithm 2, has P itself from the log-sum-exp).
@@ -214,8 +218,9 @@ class _Arithmetic:
             highest, grad_rows = highest.unsqueeze(-1), grad_rows / total.unsqueeze(-1)
             delta = (grad_rows * out).sum(-1, keepdim=True)
         grad_k, grad_v = sums
+        is_first = block.rows.stop == self._blocks.seq_q
         part = part_of(grad_q, block)
-        total_q = None if len(block.keys) == 1 else torch.zeros(query.rows.shape, dtype=self.exact, device=q.device)
+        total_q = None if len(block.keys) == 1 else torch.empty(query.rows.shape, dtype=self.exact, device=q.device)
         for keys in block.keys:
             k_block, v_block = (
                 self._space.columns("k", k, block.heads, keys),
@@ -223,9 +228,8 @@ class _Arithmetic:
             )
             scores = self._scores(query, k_block, block, keys)
             weights = torch.softmax(scores, -1, out=scores) if highest is None else scores.sub_(highest).exp_()
-            self._add_product(
-                narrowed(grad_v, 1, keys), self._space.operand("weights", weights).transpose(1, 2), grad_rows
-            )
+            turned_weights = self._space.operand("weights", weights).transpose(1, 2)
+            self._add_product(narrowed(grad_v, 1, keys), turned_weights, grad_rows, is_first=is_first)
             grad_weights = self._matrix("grad scores", grad_rows, v_block, keys)
             fill(grad_weights, keys.stop - keys.start, 0.0)
             grad_scores = self._space.operand("weights", _softmax_gradient(weights, grad_weights, delta))
@@ -233,8 +237,8 @@ class _Arithmetic:
             if total_q is None:
                 self._write(part, grad_scores, terms, self._scale)
             else:
-                self._add_product(total_q, grad_scores, terms)
-            self._add_product(narrowed(grad_k, 1, keys), grad_scores.transpose(1, 2), *query)
+                self._add_product(total_q, grad_scores, terms, is_first=keys is block.keys[0])
+            self._add_product(narrowed(grad_k, 1, keys), grad_scores.transpose(1, 2), *query, is_first=is_first)
         if total_q is not None:
             part.copy_(total_q.mul_(self._scale).view(part.shape))
 
@@ -298,10 +302,11 @@ class _Arithmetic:
     def _product(self, name: str, left: Tensor, right: Tensor, factor: float = 1.0) -> Tensor:
         return self._multiply(self._space.buffer(name, (*left.shape[:2], right.shape[2])), left, right, factor)
 
-    def _multiply(self, out: Tensor, left: Tensor, right: Tensor, factor: float) -> Tensor:
+    def _multiply(self, out: Tensor, left: Tensor, right: Tensor, factor: float, beta: int = 0) -> Tensor:
         if self._operands != self._products:
-            return multiply_wider(out, left, right, beta=0, alpha=factor)
-        return torch.bmm(left, right, out=out) if factor == 1.0 else out.baddbmm_(left, right, beta=0, alpha=factor)
+            return multiply_wider(out, left, right, beta=beta, alpha=factor)
+        is_plain = factor == 1.0 and not beta
+        return torch.bmm(left, right, out=out) if is_plain else out.baddbmm_(left, right, beta=beta, alpha=factor)
 
     def _write(self, part: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
         """Write factor left right to a part of a result `[n, G, r, D]`, at once where that is of the products' dtype."""
@@ -310,15 +315,18 @@ class _Arithmetic:
         else:
             part.copy_(self._product("rows", left, right, factor).view(part.shape))
 
-    def _add_product(self, total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
-        """Add factor left right to a total; what left has more rows than it are padding."""
-        rows = slice(0, total.shape[1])
-        if total.dtype == left.dtype:
-            total.baddbmm_(narrowed(left, 1, rows), right, alpha=factor)
-        elif total.dtype == self._products:
-            multiply_wider(total, narrowed(left, 1, rows), right, beta=1, alpha=factor)
+    def _add_product(
+        self, total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0, *, is_first: bool
+    ) -> None:
+        """Add factor left right to a total, or write it there if it is the first; what left has more rows are padding."""
+        if total.dtype == self._products and total.shape[1] == left.shape[1]:
+            self._multiply(total, left, right, factor, beta=0 if is_first else 1)
         else:
-            total.add_(narrowed(self._product("addend", left, right, factor), 1, rows))
+            product = narrowed(self._product("addend", left, right, factor), 1, slice(0, total.shape[1]))
+            if is_first:
+                total.copy_(product)
+            else:
+                total.add_(product)
 
     @staticmethod
     def _keep(kept: _Kept | None, block: Block, *results: Tensor) -> None:
