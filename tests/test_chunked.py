@@ -65,7 +65,7 @@ def test_every_choice_is_right(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("padding", "ones"), [("always", True), ("auto", True), ("never", False)])
 def test_16_bit_exponentials_are_right(monkeypatch: pytest.MonkeyPatch, padding: str, ones: bool) -> None:
-    """Where there are keys enough for it, sums of bfloat16 exponentials pass the cases, whichever of keys and values are padded."""
+    """Of enough keys, sums of bfloat16 exponentials pass the cases, whichever of keys and values are padded."""
     monkeypatch.setattr(blocks, "LEAST_COPIED", 1)
     monkeypatch.setattr(blocks, "LEAST_ALIGNED", 1)
     monkeypatch.setattr(method, "ones_are_faster", lambda *_: ones)
@@ -324,6 +324,17 @@ def test_blocks_visit_what_is_visible_once(
     for row in range(seq_q):
         visible = problem.mask.visible_keys(row, seq_q, seq_kv)
         assert (seen[:, row, : visible.stop] == 1).all()
+
+
+def test_causal_rows_see_whole_tiles_of_keys() -> None:
+    """All rows but the last end where a tile of keys does, of whatever length the sequence is."""
+    problem = AttentionProblem(heads_q=3, heads_kv=3, seq_q=2053, seq_kv=2053, head_dim=96, mask="causal")
+    last, *others = sorted(
+        {block.rows.stop for block in Blocks.of(problem, Limits(1024, 65536, 2**24), 2, converts=False).forward}
+    )[::-1]
+    assert last == 2053
+    assert others
+    assert not any(stop % blocks.TILE for stop in others)
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Query rows (of one head) and keys of a block; what else the number of heads done at once follows from."""
+    """Query rows (of one head) and keys of a block; what else the number of heads done at once follows from.
+
+    `copies` where there are rows enough for a copy of the values to pay, whatever it spares.
+    """
 
     heads: int
     rows: int
@@ -102,7 +105,7 @@ class Blocks:
             most = min(most, max(of_one_head, of_all_heads))
         rows = _even(problem.seq_q, max(1, most // group))
         if problem.is_causal and (tiles := math.ceil(rows / TILE) * TILE) <= most // group:
-            rows = min(tiles, problem.seq_q)  # so that the keys that rows see are tiles as well, but for the last
+            rows = min(tiles, problem.seq_q)  # so that all rows but the last see whole tiles of keys
         many = min(group * problem.seq_q, keys)
         return cls(
             problem.batch * problem.heads_kv, rows, keys, group, problem.seq_q, problem.seq_kv, problem.head_dim,
@@ -134,9 +137,14 @@ class Blocks:
         return of_a_line * (lines | 1) if self.pads and not is_short else self.width(keys)
 
     @cached_property
-    def most_scores(self) -> tuple[int, int]:
-        """How many scores of a block of the forward and of the backward pass are there at most, padding included."""
-        return max(map(self._scores, self.forward)), max(self._scores(each) for _, some in self.backward for each in some)
+    def most_scores(self) -> int:
+        """How many scores a block of the forward pass has at most, padding included."""
+        return max(map(self._scores, self.forward))
+
+    @cached_property
+    def most_backward_scores(self) -> int:
+        """As `most_scores`, of the backward pass."""
+        return max(self._scores(block) for _, blocks in self.backward for block in blocks)
 
     @cached_property
     def forward(self) -> tuple[Block, ...]:

@@ -9,7 +9,7 @@ longer than the product.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -47,11 +47,11 @@ class ChunkedAttention(torch.autograd.Function):
         query, key, value, *rest = ctx.saved_tensors
         kept = _Kept(*rest) if rest else None
         q, k, v, grad_o = _by_group(query, key), key.flatten(0, 1), value.flatten(0, 1), _by_group(grad_out, key)
-        most_scores = ctx.method.backward.most_scores[1]
-        arithmetic = _Arithmetic(ctx.method, ctx.method.backward, most_scores, ctx.scale, q.device)
+        visited = ctx.method.backward
+        arithmetic = _Arithmetic(ctx.method, visited, visited.most_backward_scores, ctx.scale, q.device)
         grad_q, grad_k, grad_v = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (q, k, v))
-        for some, blocks in ctx.method.backward.backward:
-            sums = _Sums(grad_k[some], grad_v[some], arithmetic.exact, of_one=ctx.method.backward.has_one_row_block)
+        for some, blocks in visited.backward:
+            sums = _Sums(grad_k[some], grad_v[some], arithmetic.exact, of_one=visited.has_one_row_block)
             for block in blocks:
                 arithmetic.differentiate(q, k, v, grad_o, block, kept, grad_q, sums.of(block.heads, some.start))
             sums.finish()
@@ -73,7 +73,7 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, method: Method, *, keeps: bool
 ) -> tuple[Tensor, _Kept | None]:
     q, k, v = _by_group(query, key), key.flatten(0, 1), value.flatten(0, 1)
-    arithmetic = _Arithmetic(method, method.forward, method.forward.most_scores[0], scale, q.device)
+    arithmetic = _Arithmetic(method, method.forward, method.forward.most_scores, scale, q.device)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     kept = _Kept.empty(q, method.products) if keeps and method.backward.cuts_keys else None
     for block in method.forward.forward:
@@ -138,9 +138,7 @@ class _Sums:
 class _Arithmetic:
     """What is computed on a block."""
 
-    def __init__(
-        self, method: Method, blocks: Blocks, most_scores: int, scale: float, device: torch.device
-    ) -> None:
+    def __init__(self, method: Method, blocks: Blocks, most_scores: int, scale: float, device: torch.device) -> None:
         self._method, self._blocks, self._scale, self._device = method, blocks, scale, device
         self._operands, self._products = method.operands, method.products
         #: What sums over blocks are kept in.
@@ -159,23 +157,20 @@ class _Arithmetic:
 
         Then exp and a sum take the place of a softmax's three passes, and parts add up as they are. Writes as `attend_online`.
         """
-        query, part, ones = self._query(q, block), part_of(out, block), TILE if self._method.sums_in_product else 0
-        sums = self._space.buffer("sums", (*query.rows.shape[:2], v.shape[-1] + ones))
-        acc = narrowed(sums, 2, slice(0, v.shape[-1]))
-        total = narrowed(sums, 2, slice(v.shape[-1], v.shape[-1] + 1)) if ones else None
+        query, part, dim = self._query(q, block), part_of(out, block), v.shape[-1]
+        ones, totals = TILE if self._method.sums_in_product else 0, []
+        sums = self._space.buffer("sums", (*query.rows.shape[:2], dim + ones))
         for keys in block.keys:
             weights = self._weights(query, self._space.columns("k", k, block.heads, keys), block, keys)
             if not ones:
-                sum_of_part = weights.sum(-1, keepdim=True)
-                total = sum_of_part if total is None else total.add_(sum_of_part)
+                totals.append(weights.sum(-1, keepdim=True))
             values, is_first = self._space.terms("v", v, block.heads, keys, ones=ones), keys is block.keys[0]
             sums.baddbmm_(weights, values, beta=0 if is_first else 1)
-        if total is None or not are_small_sums(total):
+        acc = narrowed(sums, 2, slice(0, dim))
+        total = narrowed(sums, 2, slice(dim, dim + 1)) if ones else reduce(Tensor.add_, totals)
+        if not are_small_sums(total):
             raise LargeScoresError
-        if part.shape[1] == 1:
-            torch.div(acc, total, out=part.squeeze(1))
-        else:
-            torch.div(acc.unflatten(1, part.shape[1:3]), total.unflatten(1, part.shape[1:3]), out=part)
+        torch.div(acc.unflatten(1, part.shape[1:3]), total.unflatten(1, part.shape[1:3]), out=part)
         if kept is not None:
             self._keep(kept, block, torch.zeros_like(total), total, acc.div_(total))
 
@@ -315,9 +310,7 @@ class _Arithmetic:
         else:
             part.copy_(self._product("rows", left, right, factor).view(part.shape))
 
-    def _add_product(
-        self, total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0, *, is_first: bool
-    ) -> None:
+    def _add_product(self, total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0, *, is_first: bool) -> None:
         """Add factor left right to a total, or write it there if it is the first; what left has more rows are padding."""
         if total.dtype == self._products and total.shape[1] == left.shape[1]:
             self._multiply(total, left, right, factor, beta=0 if is_first else 1)

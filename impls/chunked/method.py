@@ -82,7 +82,7 @@ def choose(
     is_free = products == "auto" and device.type == "cpu" and dtype != wide
     why = f"{_name(fast.products)} products, {'faster here' if is_free else 'as asked or needed'}"
     if fast.forward.pads:
-        why += "; keys padded"
+        why += "; scores padded"
     if fast == safe:
         pays = _pays(problem)
         blocks = Blocks.of(problem, _in_parts(limits, problem, wide), wide.itemsize, converts=wide != dtype)

@@ -12,7 +12,7 @@ from .blocks import Block, Blocks
 
 
 class _Copy(NamedTuple):
-    """Keys or values of some heads as operands; the copy of one block serves the next, if that has its heads and no other keys."""
+    """Keys or values of some heads as operands. The copy of one block serves the next, if that has its heads and keys."""
 
     heads: slice
     keys: slice
