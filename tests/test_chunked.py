@@ -86,7 +86,7 @@ def test_16_bit_exponentials_of_large_scores_are_not_used(
     for name, answer in {
         "fastest": torch.bfloat16, "exp_is_faster": True, "padded_is_faster": True, "ones_are_faster": True,
     }.items():  # fmt: skip
-        monkeypatch.setattr(method, name, lambda *_, answer=answer: answer)
+        monkeypatch.setattr(method, name, lambda *_, answer=answer, **__: answer)
     problem = AttentionProblem(
         heads_q=2, heads_kv=2, seq_q=300, seq_kv=300, head_dim=64, dtype="bfloat16", mask="causal"
     )

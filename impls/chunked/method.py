@@ -96,10 +96,11 @@ def choose(
             safe = fast
         else:
             fast = replace(fast, looks=is_short)
-    if softmax == "unshifted" or (softmax == "auto" and pays and exp_is_faster(unshifted.products, device)):
+    if softmax == "unshifted" or (softmax == "auto" and pays):
         sums_in_product = unshifted.forward.copies and ones_are_faster(unshifted.products, device)
-        fast = replace(unshifted, sums_in_product=sums_in_product)
-        why += "; softmax unshifted where scores are small"
+        if softmax == "unshifted" or exp_is_faster(unshifted.products, device, sums=not sums_in_product):
+            fast = replace(unshifted, sums_in_product=sums_in_product)
+            why += "; softmax unshifted where scores are small"
     return Choice(fast, safe, why)
 
 

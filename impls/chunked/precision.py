@@ -22,7 +22,7 @@ LARGEST_ROUNDED_SCORE = 16.0
 ORDINARY = (2.0**-60, 2.0**60)
 #: The inputs' own dtype must be this much faster than the more accurate float32, and so must what leaves out a step.
 ADVANTAGE = 1.2
-#: Padded values, or values with columns of ones, cost a copy of them but no accuracy, and are taken sooner.
+#: Values with columns of ones cost a copy of them but no accuracy, and are taken sooner; padding then costs nothing.
 COPY_ADVANTAGE = 1.1
 #: Shapes of the race: heads, rows, head dimension and keys. Small first: a CPU without 16-bit products may take a thousand times
 #: longer, and is not asked further; where AMX multiplies them, so small a product takes several times as long, and a block less.
@@ -107,13 +107,13 @@ def _longest(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype).max())
 
 
-def exp_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether exponentials and their sums take clearly less than torch's softmax here; not asked on CUDA, as above."""
-    return device.type == "cpu" and _exp_wins(dtype, torch.get_num_threads())
+def exp_is_faster(dtype: torch.dtype, device: torch.device, *, sums: bool) -> bool:
+    """Whether exponentials, and with `sums` those, take clearly less than torch's softmax here; not asked on CUDA, as above."""
+    return device.type == "cpu" and _exp_wins(dtype, torch.get_num_threads(), sums=sums)
 
 
 def padded_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether 16-bit scores are written clearly sooner to rows that are not a power of two long; in float32 none are."""
+    """Whether 16-bit scores are written sooner to rows that are not a power of two long; in float32 none are."""
     if dtype.itemsize != 2 or device.type != "cpu":
         return False
     threads = torch.get_num_threads()
@@ -123,7 +123,7 @@ def padded_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
 @cache
 def _padded_wins(dtype: torch.dtype, _threads: int) -> bool:
     even_s, padded_s = _least_s(_product(dtype, _EVEN), _product(dtype, _PADDED))
-    return COPY_ADVANTAGE * padded_s < even_s
+    return padded_s < even_s
 
 
 def ones_are_faster(dtype: torch.dtype, device: torch.device) -> bool:
@@ -152,14 +152,15 @@ def _ones_win(dtype: torch.dtype, _threads: int) -> bool:
 
 
 @cache
-def _exp_wins(dtype: torch.dtype, _threads: int) -> bool:
+def _exp_wins(dtype: torch.dtype, _threads: int, *, sums: bool) -> bool:
     scores = torch.zeros(2 * _BLOCK[1], _BLOCK[3], dtype=dtype)
     out, total = torch.empty_like(scores), torch.empty(len(scores), dtype=dtype)
     function, _ = exponential(dtype)
 
     def exponentials() -> None:
         function(scores, out=out)
-        torch.sum(out, -1, out=total)
+        if sums:
+            torch.sum(out, -1, out=total)
 
     exp_s, softmax_s = _least_s(exponentials, lambda: torch.softmax(scores, -1, out=out))
     # In 16 bits a fused softmax needs a look at queries and keys besides.
