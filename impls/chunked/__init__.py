@@ -24,9 +24,10 @@ CUDA_CAUSAL_ROWS = 512
 class Chunked(Implementation):
     """The in-repo memory-efficient implementation.
 
-    Options: the most rows and keys of a block, the most MiB of its scores, the dtype of products and the softmax. `auto` takes
-    the inputs' own dtype where this machine multiplies it faster and scores are small enough for it, else float32; there it
-    takes exponentials of small scores `unshifted`, as they are, where that is faster than torch's `fused` softmax.
+    Options: the most rows and keys of a block, the most MiB of its scores, the dtype of products, the softmax, and whether
+    rows of 16-bit scores are padded. `auto` takes the inputs' own dtype where this machine multiplies it faster and scores are
+    small enough for it, else float32; there it takes exponentials of small scores `unshifted`, as they are, where that is
+    faster than torch's `fused` softmax.
     """
 
     name = "chunked"

@@ -26,8 +26,8 @@ ROWS_OF_ONE_HEAD = {2: 1024, 4: 512, 8: 512}
 ROWS_OF_ALL_HEADS = {2: 1024, 4: 512, 8: 512}
 #: A head with so many scores in a block is worth a block of its own, where otherwise threads would wait for one of them.
 SCORES_OF_A_THREAD = 2**18
-#: A single head's part of the workspace: more of its rows gain nothing, more heads at once do, in backward most.
-SHARE_OF_ONE_HEAD = 2
+#: At least so many matrices of a head's scores fit the workspace: more of its rows gain nothing, more heads at once do.
+MATRICES_AT_ONCE = 2
 #: What the sums of key and value gradients may take before heads are done in turn.
 SUMS_BYTES = 32 * 2**20
 #: Padded rows of scores are an odd number of cache lines long: by a power of two of them, rows would share a few cache sets.
@@ -35,8 +35,8 @@ LINE_BYTES = 64
 #: To copy values, so that rows may be padded and summed beside them, pays of so many rows and keys; to pad rows of whole lines
 #: if they are so long.
 LEAST_COPIED, PADDED_BYTES = 256, 2048
-#: Products are slower of a number of keys that is no multiple of this, in 16 bits by up to a half: AMX multiplies tiles of 16
-#: columns, AVX-512 vectors of 16 numbers. There it pays to copy that many keys for so many rows.
+#: Products are slower of a number of keys that is no multiple of this, in 16 bits by up to two thirds in trials: AMX multiplies
+#: tiles of 16 columns, AVX-512 vectors of 16 numbers. There a copy of the keys with zeros pays, of so many rows and keys.
 TILE, LEAST_ALIGNED = 16, 64
 
 
@@ -67,7 +67,7 @@ class Block:
 class Blocks:
     """Query rows (of one head) and keys of a block; what else the number of heads done at once follows from.
 
-    `copies` where there are rows enough for a copy of the values to pay, whatever it spares.
+    `copies` where rows and keys are many enough for a copy of the values to pay; `pads` and `aligns` as in `of`.
     """
 
     heads: int
@@ -98,7 +98,7 @@ class Blocks:
         group = problem.group_size
         keys = min(problem.seq_kv, limits.keys)
         of_all_heads = ROWS_OF_ALL_HEADS[item_bytes] // (problem.batch * problem.heads_kv)
-        most = min(limits.rows, max(LEAST_ROWS, limits.workspace_bytes // SHARE_OF_ONE_HEAD // (keys * item_bytes)))
+        most = min(limits.rows, max(LEAST_ROWS, limits.workspace_bytes // MATRICES_AT_ONCE // (keys * item_bytes)))
         most = min(most, max(ROWS_OF_ONE_HEAD[item_bytes], of_all_heads))
         if problem.is_causal and problem.seq_q > 1:
             of_one_head = limits.causal_rows or max(CAUSAL_ROWS[item_bytes], problem.seq_q // CAUSAL_SHARE)

@@ -97,6 +97,7 @@ def exponential(dtype: torch.dtype) -> tuple[Callable[..., Tensor], float]:
 
 
 def _largest(tensor: Tensor) -> float:
+    # Detached, as the no_grad of `are_small` would cost more than this reads.
     return max(map(abs, map(float, torch.aminmax(tensor.detach()))))
 
 
