@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Self
 
 from ..problem import AttentionProblem
@@ -17,13 +18,15 @@ from ..problem import AttentionProblem
 #: A block has no fewer rows, though its scores outgrow the workspace: below, products are slow.
 LEAST_ROWS = 64
 #: Under a causal mask the corner above the diagonal is computed in vain, half the square of a block's rows: fewer rows
-#: waste less, and 16-bit products, where they are fast, need more rows to be so. Of a long sequence more are wasted in less.
-CAUSAL_ROWS, CAUSAL_SHARE = {2: 512, 4: 128, 8: 128}, 8
+#: waste less, and 16-bit products need more rows to be fast; where AMX makes them, twice as many. Of a long sequence more are
+#: wasted in less.
+CAUSAL_ROWS, TALL_CAUSAL_ROWS, CAUSAL_SHARE = {2: 256, 4: 128, 8: 128}, 512, 8
 #: More rows of one head than this gain nothing, where there are other heads to be done at once. In 16 bits oneDNN packs a
 #: head's keys for each product, and a block of more rows does it less often.
 ROWS_OF_ONE_HEAD = {2: 1024, 4: 512, 8: 512}
-#: So many rows of all heads together at least: fewer are done sooner than they are launched, and leave threads idle.
-ROWS_OF_ALL_HEADS = {2: 1024, 4: 512, 8: 512}
+#: So many rows of all heads together at least, half of them under a causal mask: fewer are done sooner than they are launched,
+#: and leave threads idle.
+ROWS_OF_ALL_HEADS = 1024
 #: A head with so many scores in a block is worth a block of its own, where otherwise threads would wait for one of them.
 SCORES_OF_A_THREAD = 2**18
 #: At least so many matrices of a head's scores fit the workspace: more of its rows gain nothing, more heads at once do.
@@ -35,22 +38,24 @@ LINE_BYTES = 64
 #: To copy values, so that rows may be padded and summed beside them, pays of so many rows and keys; to pad rows of whole lines
 #: if they are so long.
 LEAST_COPIED, PADDED_BYTES = 256, 2048
-#: Products are slower of a number of keys that is no multiple of this, in 16 bits by up to two thirds in trials: AMX multiplies
-#: tiles of 16 columns, AVX-512 vectors of 16 numbers. There a copy of the keys with zeros pays, of so many rows and keys.
-TILE, LEAST_ALIGNED = 16, 64
+#: AMX multiplies tiles of 16 columns, and products of a number of keys that is no multiple of it take up to two thirds longer
+#: in trials. There a copy of the keys with zeros pays, of so many rows and keys.
+TILE, LEAST_ALIGNED = 16, 128
 
 
 @dataclass(frozen=True)
 class Limits:
     """The largest block: rows of all heads of a group, keys, and bytes of its scores over all heads done at once.
 
-    `threads` share the heads of a block. `causal_rows` are the most under a causal mask, if not those of `CAUSAL_ROWS`.
+    `threads` share the heads of a block, which have `thread_bytes` of scores for each, if it has more heads than threads.
+    `causal_rows` are the most under a causal mask, if not those of `CAUSAL_ROWS`.
     """
 
     rows: int
     keys: int
     workspace_bytes: int
     threads: int = 1
+    thread_bytes: int | None = None
     causal_rows: int | None = None
 
 
@@ -80,6 +85,7 @@ class Blocks:
     causal: bool
     workspace_bytes: int
     threads: int
+    thread_bytes: int | None
     item_bytes: int
     converts: bool
     copies: bool
@@ -97,19 +103,21 @@ class Blocks:
         """
         group = problem.group_size
         keys = min(problem.seq_kv, limits.keys)
-        of_all_heads = ROWS_OF_ALL_HEADS[item_bytes] // (problem.batch * problem.heads_kv)
+        of_all_heads = ROWS_OF_ALL_HEADS // (problem.batch * problem.heads_kv)
         most = min(limits.rows, max(LEAST_ROWS, limits.workspace_bytes // MATRICES_AT_ONCE // (keys * item_bytes)))
         most = min(most, max(ROWS_OF_ONE_HEAD[item_bytes], of_all_heads))
         if problem.is_causal and problem.seq_q > 1:
-            of_one_head = limits.causal_rows or max(CAUSAL_ROWS[item_bytes], problem.seq_q // CAUSAL_SHARE)
-            most = min(most, max(of_one_head, of_all_heads))
+            of_one_head = max(limits.causal_rows or CAUSAL_ROWS[item_bytes], problem.seq_q // CAUSAL_SHARE)
+            most = min(most, max(of_one_head, of_all_heads // 2))
         rows = _even(problem.seq_q, max(1, most // group))
-        if problem.is_causal and (tiles := math.ceil(rows / TILE) * TILE) <= most // group:
-            rows = min(tiles, problem.seq_q)  # so that all rows but the last see whole tiles of keys
+        if rows < problem.seq_q and (tiles := math.ceil(rows / TILE) * TILE) <= most // group:
+            rows = (
+                tiles  # so that threads have as many, and under a causal mask all but the last see whole tiles of keys
+            )
         many = min(group * problem.seq_q, keys)
         return cls(
             problem.batch * problem.heads_kv, rows, keys, group, problem.seq_q, problem.seq_kv, problem.head_dim,
-            problem.is_causal, limits.workspace_bytes, limits.threads, item_bytes, converts,
+            problem.is_causal, limits.workspace_bytes, limits.threads, limits.thread_bytes, item_bytes, converts,
             many >= LEAST_COPIED, pads and many >= LEAST_COPIED, aligns and many >= LEAST_ALIGNED,
         )  # fmt: skip
 
@@ -188,8 +196,11 @@ class Blocks:
         """As many heads at once as the workspace holds with so many matrices of scores of each."""
         columns = min(self.keys, self._visible(rows))
         width = max(self.group * (rows.stop - rows.start), self.head_dim if self.converts else 1)
-        fits = max(1, self.workspace_bytes // (matrices * width * columns * self.item_bytes))
-        size = _even(len(heads), fits)
+        of_a_head = matrices * width * columns * self.item_bytes
+        fits = self.workspace_bytes // of_a_head
+        if self.thread_bytes is not None:
+            fits = min(fits, max(self.threads, self.threads * self.thread_bytes // of_a_head))
+        size = _even(len(heads), max(1, fits))
         # oneDNN shares the rows of 16-bit products among threads, MKL whole heads.
         if self.item_bytes > 2 and size > self.threads and width * columns >= SCORES_OF_A_THREAD:
             size -= size % self.threads
@@ -198,6 +209,16 @@ class Blocks:
 
     def _visible(self, rows: slice) -> int:
         return rows.stop + self.seq_kv - self.seq_q if self.causal else self.seq_kv
+
+
+@cache
+def second_level_cache_bytes() -> int:
+    """The size of the first core's second-level cache, or a usual one where Linux does not say."""
+    try:
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="ascii").strip()
+        return int(size.removesuffix("K")) * 2**10
+    except (OSError, ValueError):
+        return 2**20
 
 
 def _even(length: int, most: int) -> int:

@@ -143,6 +143,9 @@ class _Arithmetic:
         self._operands, self._products = method.operands, method.products
         #: What sums over blocks are kept in.
         self.exact = torch.float64 if self._products == torch.float64 else torch.float32
+        #: MKL gives whole matrices to threads, as softmax and exp whole rows: where each has rows of one head, scores stay in
+        #: the cache of the core that wrote them. oneDNN, in 16 bits, does so itself.
+        self._splits_rows = device.type == "cpu" and self._products.itemsize > 2 and blocks.threads > 1
         self._space = Workspace(blocks, most_scores, method.operands, method.products, device)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor) -> None:
@@ -165,7 +168,7 @@ class _Arithmetic:
             if not ones:
                 totals.append(weights.sum(-1, keepdim=True))
             values, is_first = self._space.terms("v", v, block.heads, keys, ones=ones), keys is block.keys[0]
-            sums.baddbmm_(weights, values, beta=0 if is_first else 1)
+            self._multiply(sums, weights, values, 1.0, beta=0 if is_first else 1)
         acc = narrowed(sums, 2, slice(0, dim))
         total = narrowed(sums, 2, slice(dim, dim + 1)) if ones else reduce(Tensor.add_, totals)
         if not are_small_sums(total):
@@ -298,10 +301,18 @@ class _Arithmetic:
         return self._multiply(self._space.buffer(name, (*left.shape[:2], right.shape[2])), left, right, factor)
 
     def _multiply(self, out: Tensor, left: Tensor, right: Tensor, factor: float, beta: int = 0) -> Tensor:
+        """beta out + factor left right in place."""
         if self._operands != self._products:
             return multiply_wider(out, left, right, beta=beta, alpha=factor)
-        is_plain = factor == 1.0 and not beta
-        return torch.bmm(left, right, out=out) if is_plain else out.baddbmm_(left, right, beta=beta, alpha=factor)
+        threads, total = self._blocks.threads, out
+        if self._splits_rows and len(left) == 1 and left.shape[1] % threads == 0:
+            total, left = (each[0].unflatten(0, (threads, -1)) for each in (out, left))
+            right = right.expand(threads, -1, -1)
+        if factor == 1.0 and not beta:
+            torch.bmm(left, right, out=total)
+        else:
+            total.baddbmm_(left, right, beta=beta, alpha=factor)
+        return out
 
     def _write(self, part: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
         """Write factor left right to a part of a result `[n, G, r, D]`, at once where that is of the products' dtype."""

@@ -8,8 +8,18 @@ import torch
 
 from ..api import RefusedError
 from ..problem import AttentionProblem
-from .blocks import Blocks, Limits
-from .precision import bears_exponentials, exp_is_faster, fastest, ones_are_faster, padded_is_faster, turns, widens
+from .blocks import TALL_CAUSAL_ROWS, Blocks, Limits
+from .precision import (
+    aligned_is_faster,
+    bears_exponentials,
+    exp_is_faster,
+    fastest,
+    ones_are_faster,
+    padded_is_faster,
+    tall_is_faster,
+    turns,
+    widens,
+)
 
 #: Where no maximum is taken off the scores, parts of a row's keys add up at no cost, and so many at least stay in cache.
 UNSHIFTED_KEYS = 512
@@ -63,12 +73,16 @@ def choose(
     chosen = {"own": dtype, "float32": wide}.get(products) or fastest(dtype, device, rows)
 
     def method(operands: torch.dtype, of: torch.dtype) -> Method:
-        wanted = padding == "always" or (padding == "auto" and padded_is_faster(of, device))
-        may_pad = operands == of and padding != "never"
+        asked = {"always": True, "never": False}.get(padding)
+        pads = padded_is_faster(of, device) if asked is None else asked
+        aligns = aligned_is_faster(of, device) if asked is None else asked and of.itemsize == 2 and device.type == "cpu"
+        is_own, some = (
+            operands == of,
+            replace(limits, causal_rows=TALL_CAUSAL_ROWS) if tall_is_faster(of, device) else limits,
+        )
         blocks = Blocks.of(
-            problem, limits, of.itemsize, converts=operands != dtype, pads=may_pad and wanted,
-            aligns=may_pad and of.itemsize == 2 and device.type == "cpu",
-        )  # fmt: skip
+            problem, some, of.itemsize, converts=operands != dtype, pads=is_own and pads, aligns=is_own and aligns
+        )
         return Method(operands, of, blocks, blocks, turns(of, device, rows))
 
     safe, fast = method(wide, wide), method(chosen, chosen)

@@ -22,8 +22,8 @@ LARGEST_ROUNDED_SCORE = 16.0
 ORDINARY = (2.0**-60, 2.0**60)
 #: The inputs' own dtype must be this much faster than the more accurate float32, and so must what leaves out a step.
 ADVANTAGE = 1.2
-#: Values with columns of ones cost a copy of them but no accuracy, and are taken sooner; padding then costs nothing.
-COPY_ADVANTAGE = 1.1
+#: Ones beside the values and padding cost copies of keys and values but no accuracy, and are taken sooner.
+COPY_ADVANTAGE = 1.05
 #: Shapes of the race: heads, rows, head dimension and keys. Small first: a CPU without 16-bit products may take a thousand times
 #: longer, and is not asked further; where AMX multiplies them, so small a product takes several times as long, and a block less.
 _SMALL, _BLOCK, _HOPELESS = (1, 64, 64, 64), (8, 256, 64, 512), 32
@@ -31,6 +31,8 @@ _SMALL, _BLOCK, _HOPELESS = (1, 64, 64, 64), (8, 256, 64, 512), 32
 FEW_ROWS, _FEW = 8, (4, 4, 128, 2048)
 #: Rows of scores that are padded or not: a page long, so that they share cache sets, or a cache line longer.
 _EVEN, _PADDED = (4, 256, 64, 2048), (4, 256, 64, 2080)
+#: Keys that are no whole tiles, beside `_BLOCK`; and twice its rows.
+_RAGGED, _TALL = (8, 256, 64, 509), (8, 512, 64, 512)
 #: A shape is timed for so long and so many calls at least: the first calls of a process are ten times slower than the rest.
 _RACE_S, _CALLS = 3e-3, 6
 
@@ -113,18 +115,43 @@ def exp_is_faster(dtype: torch.dtype, device: torch.device, *, sums: bool) -> bo
     return device.type == "cpu" and _exp_wins(dtype, torch.get_num_threads(), sums=sums)
 
 
+def _multiplies_16_bits(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this is a 16-bit type whose products are fast here: else they would take their time in a race as well."""
+    is_16_bits = dtype.itemsize == 2 and device.type == "cpu"
+    return is_16_bits and _winner(dtype, torch.get_num_threads(), is_few=False) == dtype
+
+
 def padded_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether 16-bit scores are written sooner to rows that are not a power of two long; in float32 none are."""
-    if dtype.itemsize != 2 or device.type != "cpu":
-        return False
-    threads = torch.get_num_threads()
-    return _winner(dtype, threads, is_few=False) == dtype and _padded_wins(dtype, threads)
+    return _multiplies_16_bits(dtype, device) and _padded_wins(dtype, torch.get_num_threads())
 
 
 @cache
 def _padded_wins(dtype: torch.dtype, _threads: int) -> bool:
     even_s, padded_s = _least_s(_product(dtype, _EVEN), _product(dtype, _PADDED))
-    return padded_s < even_s
+    return COPY_ADVANTAGE * padded_s < even_s
+
+
+def aligned_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether 16-bit products with whole tiles of keys take less than those with fewer keys; in float32 they do not."""
+    return _multiplies_16_bits(dtype, device) and _aligned_wins(dtype, torch.get_num_threads())
+
+
+@cache
+def _aligned_wins(dtype: torch.dtype, _threads: int) -> bool:
+    ragged_s, whole_s = _least_s(_product(dtype, _RAGGED), _product(dtype, _BLOCK))
+    return ADVANTAGE * whole_s < ragged_s
+
+
+def tall_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a 16-bit product takes clearly less than two of half its rows."""
+    return _multiplies_16_bits(dtype, device) and _tall_wins(dtype, torch.get_num_threads())
+
+
+@cache
+def _tall_wins(dtype: torch.dtype, _threads: int) -> bool:
+    half_s, tall_s = _least_s(_product(dtype, _BLOCK), _product(dtype, _TALL))
+    return ADVANTAGE * tall_s < 2 * half_s
 
 
 def ones_are_faster(dtype: torch.dtype, device: torch.device) -> bool:
