@@ -173,7 +173,10 @@ class _Arithmetic:
         total = narrowed(sums, 2, slice(dim, dim + 1)) if ones else reduce(Tensor.add_, totals)
         if not are_small_sums(total):
             raise LargeScoresError
-        torch.div(acc.unflatten(1, part.shape[1:3]), total.unflatten(1, part.shape[1:3]), out=part)
+        if part.shape[1] == 1:
+            torch.div(acc.unsqueeze(1), total.unsqueeze(1), out=part)
+        else:
+            torch.div(acc.unflatten(1, part.shape[1:3]), total.unflatten(1, part.shape[1:3]), out=part)
         if kept is not None:
             self._keep(kept, block, torch.zeros_like(total), total, acc.div_(total))
 
@@ -283,8 +286,9 @@ class _Arithmetic:
         if first is None or keys.stop - 1 <= first:
             return None
         begin = max(keys.start, first)
-        rows = matrix.view(-1, block.rows.stop - block.rows.start, matrix.shape[-1])
-        return rows[..., begin - keys.start : keys.stop - keys.start], begin - first
+        count = block.rows.stop - block.rows.start
+        rows = matrix if matrix.shape[1] == count else matrix.view(-1, count, matrix.shape[-1])
+        return narrowed(rows, 2, slice(begin - keys.start, keys.stop - keys.start)), begin - first
 
     def _query(self, q: Tensor, block: Block) -> _Query:
         """A product takes a factor at no cost, and before it is rounded."""

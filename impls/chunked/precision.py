@@ -100,7 +100,8 @@ def exponential(dtype: torch.dtype) -> tuple[Callable[..., Tensor], float]:
 
 def _largest(tensor: Tensor) -> float:
     # Detached, as the no_grad of `are_small` would cost more than this reads.
-    return max(map(abs, map(float, torch.aminmax(tensor.detach()))))
+    plain = tensor.detach() if tensor.requires_grad else tensor
+    return max(map(abs, map(float, torch.aminmax(plain))))
 
 
 def _longest(tensor: Tensor) -> float:

@@ -62,7 +62,7 @@ class Workspace:
         is_operand = taken.dtype == self._operands and (taken.is_contiguous() or not self._is_onednn)
         if is_operand and rows == count and not ones:
             # One head's own strides tell oneDNN that it need not copy it.
-            return taken[0].unsqueeze(0) if len(taken) == 1 else taken
+            return taken if taken is tensor or heads.stop - heads.start > 1 else taken[0].unsqueeze(0)
         copied = self.buffer(name, (taken.shape[0], rows, taken.shape[2] + ones), self._operands)
         filled = narrowed(copied, 1, slice(0, count))
         narrowed(filled, 2, slice(0, taken.shape[2])).copy_(taken)
