@@ -111,9 +111,8 @@ class Blocks:
             most = min(most, max(of_one_head, of_all_heads // 2))
         rows = _even(problem.seq_q, max(1, most // group))
         if rows < problem.seq_q and (tiles := math.ceil(rows / TILE) * TILE) <= most // group:
-            rows = (
-                tiles  # so that threads have as many, and under a causal mask all but the last see whole tiles of keys
-            )
+            # Threads have as many rows each then, and under a causal mask all blocks but the last see whole tiles of keys.
+            rows = tiles
         many = min(group * problem.seq_q, keys)
         return cls(
             problem.batch * problem.heads_kv, rows, keys, group, problem.seq_q, problem.seq_kv, problem.head_dim,

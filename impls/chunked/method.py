@@ -76,13 +76,11 @@ def choose(
         asked = {"always": True, "never": False}.get(padding)
         pads = padded_is_faster(of, device) if asked is None else asked
         aligns = aligned_is_faster(of, device) if asked is None else asked and of.itemsize == 2 and device.type == "cpu"
-        is_own, some = (
-            operands == of,
-            replace(limits, causal_rows=TALL_CAUSAL_ROWS) if tall_is_faster(of, device) else limits,
-        )
+        is_own, is_tall = operands == of, tall_is_faster(of, device)
         blocks = Blocks.of(
-            problem, some, of.itemsize, converts=operands != dtype, pads=is_own and pads, aligns=is_own and aligns
-        )
+            problem, replace(limits, causal_rows=TALL_CAUSAL_ROWS) if is_tall else limits, of.itemsize,
+            converts=operands != dtype, pads=is_own and pads, aligns=is_own and aligns,
+        )  # fmt: skip
         return Method(operands, of, blocks, blocks, turns(of, device, rows))
 
     safe, fast = method(wide, wide), method(chosen, chosen)
