@@ -328,7 +328,7 @@ def test_a_wheel_and_a_folder(repository: Path, tmp_path: Path, attnbench_in: Ca
     wheel = wheel_of(Path(shutil.copytree(repository, tmp_path / "source")), tmp_path / "wheels")
     much_slower(repository)
     done = attnbench_in(tmp_path)(
-        "gate", "chunked.yaml", "--base", wheel, "--candidate", "./repository", "--out", "runs", "--max-minutes", "0.5",
+        "gate", "chunked.yaml", "--base", wheel, "--candidate", "./repository", "--out", "runs", "--max-minutes", "0.2",
         timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
