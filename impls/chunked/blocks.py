@@ -18,8 +18,8 @@ from ..problem import AttentionProblem
 #: A block has no fewer rows, though its scores outgrow the workspace: below, products are slow.
 LEAST_ROWS = 64
 #: Under a causal mask the corner above the diagonal is computed in vain, half the square of a block's rows: fewer rows
-#: waste less, and 16-bit products need more rows to be fast; where AMX makes them, twice as many. Of a long sequence more are
-#: wasted in less.
+#: waste less, and 16-bit products need more rows to be fast, twice as many where a race says so (`tall_is_faster`). Of a long
+#: sequence more are wasted in less.
 CAUSAL_ROWS, TALL_CAUSAL_ROWS, CAUSAL_SHARE = {2: 256, 4: 128, 8: 128}, 512, 8
 #: More rows of one head than this gain nothing, where there are other heads to be done at once. In 16 bits oneDNN packs a
 #: head's keys for each product, and a block of more rows does it less often.

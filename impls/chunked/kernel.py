@@ -305,7 +305,7 @@ class _Arithmetic:
         return self._multiply(self._space.buffer(name, (*left.shape[:2], right.shape[2])), left, right, factor)
 
     def _multiply(self, out: Tensor, left: Tensor, right: Tensor, factor: float, beta: int = 0) -> Tensor:
-        """beta out + factor left right in place."""
+        """beta out + factor left right in place of `out`: left `[n, a, b]`, right `[n, b, c]` -> `[n, a, c]`."""
         if self._operands != self._products:
             return multiply_wider(out, left, right, beta=beta, alpha=factor)
         threads, total = self._blocks.threads, out
