@@ -24,6 +24,8 @@ CAUSAL_ROWS, TALL_CAUSAL_ROWS, CAUSAL_SHARE = {2: 256, 4: 128, 8: 128}, 512, 8
 #: More rows of one head than this gain nothing, where there are other heads to be done at once. In 16 bits oneDNN packs a
 #: head's keys for each product, and a block of more rows does it less often.
 ROWS_OF_ONE_HEAD = {2: 1024, 4: 512, 8: 512}
+#: Where threads share the rows of a head, at least so many of them.
+LEAST_SHARED_ROWS = 256
 #: So many rows of all heads together at least, half of them under a causal mask: fewer are done sooner than they are launched,
 #: and leave threads idle.
 ROWS_OF_ALL_HEADS = 1024
@@ -95,17 +97,20 @@ class Blocks:
     @classmethod
     def of(
         cls, problem: AttentionProblem, limits: Limits, item_bytes: int,
-        *, converts: bool, pads: bool = False, aligns: bool = False,
+        *, converts: bool, pads: bool = False, aligns: bool = False, head_bytes: int | None = None,
     ) -> Self:  # fmt: skip
         """Blocks for a problem whose scores take `item_bytes` each; `converts` where keys and values need a copy in that type.
 
         `pads` where rows of scores may be longer than keys are many, `aligns` where keys may be copied with some of zeros.
+        A head's scores have `head_bytes` at most, if it has more rows than `LEAST_SHARED_ROWS`.
         """
         group = problem.group_size
         keys = min(problem.seq_kv, limits.keys)
         of_all_heads = ROWS_OF_ALL_HEADS // (problem.batch * problem.heads_kv)
         most = min(limits.rows, max(LEAST_ROWS, limits.workspace_bytes // MATRICES_AT_ONCE // (keys * item_bytes)))
         most = min(most, max(ROWS_OF_ONE_HEAD[item_bytes], of_all_heads))
+        if head_bytes is not None:
+            most = min(most, max(LEAST_SHARED_ROWS, head_bytes // (keys * item_bytes)))
         if problem.is_causal and problem.seq_q > 1:
             of_one_head = max(limits.causal_rows or CAUSAL_ROWS[item_bytes], problem.seq_q // CAUSAL_SHARE)
             most = min(most, max(of_one_head, of_all_heads // 2))

@@ -250,9 +250,11 @@ class _Arithmetic:
             raise LargeScoresError
         fill(scores, count, -math.inf)
         if (diagonal := self._diagonal(scores, block, keys)) is not None:
-            columns, begin = diagonal
+            rows, seen = diagonal
+            begin = max(0, seen)
+            columns = narrowed(rows, 2, slice(begin, keys.stop - keys.start))
             hidden = _addends(self._blocks.rows, self._products, self._device)
-            columns.add_(hidden[: columns.shape[1], begin : begin + columns.shape[2]])
+            columns.add_(hidden[: columns.shape[1], begin - seen : begin - seen + columns.shape[2]])
         return scores
 
     def _weights(self, query: _Query, k_block: Tensor, block: Block, keys: slice) -> Tensor:
@@ -263,8 +265,9 @@ class _Arithmetic:
         # Where the values' columns of ones sum the weights, those of keys of zeros meet zeros there; other padding is no number.
         fill(weights, self._blocks.width(keys) if self._method.sums_in_product else keys.stop - keys.start, 0.0)
         if (diagonal := self._diagonal(weights, block, keys)) is not None:
-            columns, begin = diagonal
-            columns.tril_(-begin)
+            rows, seen = diagonal
+            # Of all columns: torch would copy some of them first.
+            rows.tril_(seen)
         return weights
 
     def _all_scores(self, query: _Query, k_block: Tensor, keys: slice) -> Tensor:
@@ -278,17 +281,13 @@ class _Arithmetic:
         return scores
 
     def _diagonal(self, matrix: Tensor, block: Block, keys: slice) -> tuple[Tensor, int] | None:
-        """Those columns of a matrix `[n, G r, p]` that some rows see and some do not `[n G, r, d]`, and how many are before.
-
-        If b are, row t sees their column t - b and those before.
-        """
+        """A matrix `[n, G r, p]` of which some rows do not see all keys, by heads `[n G, r, p]`, and t where row 0 sees up to key t."""
         first = self._blocks.first_diagonal_key(block.rows)
         if first is None or keys.stop - 1 <= first:
             return None
-        begin = max(keys.start, first)
         count = block.rows.stop - block.rows.start
         rows = matrix if matrix.shape[1] == count else matrix.view(-1, count, matrix.shape[-1])
-        return narrowed(rows, 2, slice(begin - keys.start, keys.stop - keys.start)), begin - first
+        return rows, first - keys.start
 
     def _query(self, q: Tensor, block: Block) -> _Query:
         """A product takes a factor at no cost, and before it is rounded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -77,11 +78,13 @@ def choose(
         pads = padded_is_faster(of, device) if asked is None else asked
         aligns = aligned_is_faster(of, device) if asked is None else asked and of.itemsize == 2 and device.type == "cpu"
         is_own, is_tall = operands == of, tall_is_faster(of, device)
-        blocks = Blocks.of(
-            problem, replace(limits, causal_rows=TALL_CAUSAL_ROWS) if is_tall else limits, of.itemsize,
+        make = partial(
+            Blocks.of, problem, replace(limits, causal_rows=TALL_CAUSAL_ROWS) if is_tall else limits, of.itemsize,
             converts=operands != dtype, pads=is_own and pads, aligns=is_own and aligns,
         )  # fmt: skip
-        return Method(operands, of, blocks, blocks, turns(of, device, rows))
+        shares = of.itemsize == 2 and limits.thread_bytes is not None
+        forward = make(head_bytes=limits.threads * limits.thread_bytes if shares else None)
+        return Method(operands, of, forward, make(), turns(of, device, rows))
 
     safe, fast = method(wide, wide), method(chosen, chosen)
     if products == "auto" and softmax != "unshifted" and not safe.forward.cuts_keys and widens(dtype, device):
