@@ -69,13 +69,31 @@ def test_16_bit_exponentials_are_right(monkeypatch: pytest.MonkeyPatch, padding:
     monkeypatch.setattr(blocks, "LEAST_COPIED", 1)
     monkeypatch.setattr(blocks, "LEAST_ALIGNED", 1)
     monkeypatch.setattr(method, "ones_are_faster", lambda *_: ones)
-    monkeypatch.setattr(method, "padded_is_faster", lambda *_: False)  # then auto pads keys to whole tiles, and no rows
+    monkeypatch.setattr(method, "padded_is_faster", lambda *_: False)
+    monkeypatch.setattr(method, "aligned_is_faster", lambda *_: True)  # auto pads keys to whole tiles, and no rows
     options = {"products": "own", "softmax": "unshifted", "padding": padding, "query_block": 100, "workspace_mib": 1}
     for problem in contract.cases(fast_float16=False):
         if problem.dtype == "bfloat16" and problem.seq_kv >= 16:
             result = run_case(get("chunked", options), problem, DEVICE, truth_of(problem))
             assert not result.refusals
             assert not result.faults, f"{problem}: {result.faults}"
+
+
+def test_taller_causal_blocks_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Causal blocks have more rows where a race says that 16-bit products of more are faster, and are right with both."""
+    problem = AttentionProblem(
+        heads_q=8, heads_kv=8, seq_q=600, seq_kv=600, head_dim=64, dtype="bfloat16", mask="causal"
+    )
+    rows = []
+    for is_tall in (False, True):
+        monkeypatch.setattr(method, "tall_is_faster", lambda *_, answer=is_tall: answer)
+        choice = method.choose(
+            problem, torch.bfloat16, torch.device("cpu"), Limits(1024, 65536, 2**24),
+            products="own", softmax="auto", padding="never",
+        )  # fmt: skip
+        rows.append(choice.fast.backward.rows)
+        assert not _faults(problem, _scaled(problem, 1.0), {"products": "own"})
+    assert rows == [208, 304]
 
 
 @pytest.mark.parametrize(("factor", "is_small"), [(1.0, True), (30.0, False), (-30.0, False), (3000.0, False)])
@@ -335,6 +353,14 @@ def test_causal_rows_see_whole_tiles_of_keys() -> None:
     assert last == 2053
     assert others
     assert not any(stop % blocks.TILE for stop in others)
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(2048, 1024), (4096, 512), (8192, 256), (65536, 64)])
+def test_scores_that_threads_share_stay_in_their_caches(tokens: int, rows: int) -> None:
+    """A head's scores take 4 MiB at most, but have 256 rows where the workspace holds so many."""
+    problem = AttentionProblem(heads_q=8, heads_kv=8, seq_q=tokens, seq_kv=tokens, head_dim=64, dtype="bfloat16")
+    limits = Limits(1024, 2**18, 2**24, threads=2)
+    assert Blocks.of(problem, limits, 2, converts=False, head_bytes=2**22).rows == rows
 
 
 @pytest.fixture(scope="module")

@@ -281,7 +281,10 @@ class _Arithmetic:
         return scores
 
     def _diagonal(self, matrix: Tensor, block: Block, keys: slice) -> tuple[Tensor, int] | None:
-        """A matrix `[n, G r, p]` of which some rows do not see all keys, by heads `[n G, r, p]`, and t where row 0 sees up to key t."""
+        """A matrix `[n, G r, p]` of which some rows do not see all keys, as `[n G, r, p]`; row t sees key t + d: that d.
+
+        None where all rows see all of these keys. d is negative where the first rows see none.
+        """
         first = self._blocks.first_diagonal_key(block.rows)
         if first is None or keys.stop - 1 <= first:
             return None
@@ -319,8 +322,8 @@ class _Arithmetic:
 
     def _write(self, part: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
         """Write factor left right to a part of a result `[n, G, r, D]`, at once where that is of the products' dtype."""
-        if part.dtype == self._products and (part.shape[1] == 1 or part.is_contiguous()):
-            self._multiply(part.flatten(1, 2), left, right, factor)
+        if (rows := self._space.viewed(part, self._products)) is not None:
+            self._multiply(rows, left, right, factor)
         else:
             part.copy_(self._product("rows", left, right, factor).view(part.shape))
 

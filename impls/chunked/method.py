@@ -82,9 +82,9 @@ def choose(
             Blocks.of, problem, replace(limits, causal_rows=TALL_CAUSAL_ROWS) if is_tall else limits, of.itemsize,
             converts=operands != dtype, pads=is_own and pads, aligns=is_own and aligns,
         )  # fmt: skip
-        shares = of.itemsize == 2 and limits.thread_bytes is not None
-        forward = make(head_bytes=limits.threads * limits.thread_bytes if shares else None)
-        return Method(operands, of, forward, make(), turns(of, device, rows))
+        shared = limits.threads * limits.thread_bytes if of.itemsize == 2 and limits.thread_bytes else None
+        # Backward gains nothing by fewer rows: five products of a block make up for what it passes through the caches.
+        return Method(operands, of, make(head_bytes=shared), make(), turns(of, device, rows))
 
     safe, fast = method(wide, wide), method(chosen, chosen)
     if products == "auto" and softmax != "unshifted" and not safe.forward.cuts_keys and widens(dtype, device):

@@ -34,9 +34,19 @@ class Workspace:
     def rows(self, name: str, tensor: Tensor, block: Block) -> Tensor:
         """These rows as `[n, G r, D]` in the dtype of operands: a view where that can be, else a copy."""
         mine = part_of(tensor, block)
-        if mine.dtype == self._operands and (mine.shape[1] == 1 or mine.is_contiguous()):
-            return mine.flatten(1, 2)
-        return self.buffer(name, mine.shape, self._operands).copy_(mine).flatten(1, 2)
+        taken = self.viewed(mine, self._operands)
+        return self.buffer(name, mine.shape, self._operands).copy_(mine).flatten(1, 2) if taken is None else taken
+
+    def viewed(self, part: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Rows `[n, G, r, D]` as `[n, G r, D]`, if they are of this dtype and a product takes them or writes there as they are.
+
+        Rows of several heads that are apart oneDNN copies for each product, and slower than they are copied once.
+        """
+        if part.dtype != dtype:
+            return None
+        if part.is_contiguous():
+            return _alone(part.flatten(1, 2))
+        return part.squeeze(1) if part.shape[1] == 1 and not self._is_onednn else None
 
     def columns(self, name: str, tensor: Tensor, heads: slice, keys: slice) -> Tensor:
         """Keys or values of a block as the columns of a matrix of scores `[n, w, D]`: a view where they are, else a copy.
@@ -61,8 +71,7 @@ class Workspace:
         taken, count = narrowed(narrowed(tensor, 0, heads), 1, keys), keys.stop - keys.start
         is_operand = taken.dtype == self._operands and (taken.is_contiguous() or not self._is_onednn)
         if is_operand and rows == count and not ones:
-            # One head's own strides tell oneDNN that it need not copy it.
-            return taken if taken is tensor or heads.stop - heads.start > 1 else taken[0].unsqueeze(0)
+            return taken if taken is tensor else _alone(taken)
         copied = self.buffer(name, (taken.shape[0], rows, taken.shape[2] + ones), self._operands)
         filled = narrowed(copied, 1, slice(0, count))
         narrowed(filled, 2, slice(0, taken.shape[2])).copy_(taken)
@@ -93,6 +102,11 @@ class Workspace:
     def scores(self, name: str, heads: int, rows: int, keys: slice) -> Tensor:
         """A buffer for a score of each row and key `[n, G r, p]`, padding included."""
         return self.buffer(name, (heads, rows, self._blocks.columns(keys)), most=self._most_scores)
+
+
+def _alone(matrices: Tensor) -> Tensor:
+    """These matrices; if that is one, of its own strides alone: they tell oneDNN that it need not copy it."""
+    return matrices if len(matrices) > 1 else matrices[0].unsqueeze(0)
 
 
 def part_of(tensor: Tensor, block: Block) -> Tensor:
