@@ -357,7 +357,7 @@ def test_causal_rows_see_whole_tiles_of_keys() -> None:
 
 @pytest.mark.parametrize(("tokens", "rows"), [(2048, 1024), (4096, 512), (8192, 256), (65536, 64)])
 def test_scores_that_threads_share_stay_in_their_caches(tokens: int, rows: int) -> None:
-    """A head's scores take 4 MiB at most, but have 256 rows where the workspace holds so many."""
+    """A head has 4 MiB of scores at most, or 256 rows of them, or what the workspace holds."""
     problem = AttentionProblem(heads_q=8, heads_kv=8, seq_q=tokens, seq_kv=tokens, head_dim=64, dtype="bfloat16")
     limits = Limits(1024, 2**18, 2**24, threads=2)
     assert Blocks.of(problem, limits, 2, converts=False, head_bytes=2**22).rows == rows

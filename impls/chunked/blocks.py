@@ -24,7 +24,7 @@ CAUSAL_ROWS, TALL_CAUSAL_ROWS, CAUSAL_SHARE = {2: 256, 4: 128, 8: 128}, 512, 8
 #: More rows of one head than this gain nothing, where there are other heads to be done at once. In 16 bits oneDNN packs a
 #: head's keys for each product, and a block of more rows does it less often.
 ROWS_OF_ONE_HEAD = {2: 1024, 4: 512, 8: 512}
-#: Where threads share the rows of a head, at least so many of them.
+#: Where threads share the rows of a head, fewer than these are not worth what is saved in their caches.
 LEAST_SHARED_ROWS = 256
 #: So many rows of all heads together at least, half of them under a causal mask: fewer are done sooner than they are launched,
 #: and leave threads idle.
@@ -102,7 +102,7 @@ class Blocks:
         """Blocks for a problem whose scores take `item_bytes` each; `converts` where keys and values need a copy in that type.
 
         `pads` where rows of scores may be longer than keys are many, `aligns` where keys may be copied with some of zeros.
-        A head's scores have `head_bytes` at most, if it has more rows than `LEAST_SHARED_ROWS`.
+        A head's scores in a block take `head_bytes` at most, unless those of `LEAST_SHARED_ROWS` rows take more.
         """
         group = problem.group_size
         keys = min(problem.seq_kv, limits.keys)

@@ -266,7 +266,7 @@ class _Arithmetic:
         fill(weights, self._blocks.width(keys) if self._method.sums_in_product else keys.stop - keys.start, 0.0)
         if (diagonal := self._diagonal(weights, block, keys)) is not None:
             rows, seen = diagonal
-            # Of all columns: torch would copy some of them first.
+            # Over all columns: of some of them torch would make a copy first.
             rows.tril_(seen)
         return weights
 

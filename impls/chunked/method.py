@@ -83,7 +83,7 @@ def choose(
             converts=operands != dtype, pads=is_own and pads, aligns=is_own and aligns,
         )  # fmt: skip
         shared = limits.threads * limits.thread_bytes if of.itemsize == 2 and limits.thread_bytes else None
-        # Backward gains nothing by fewer rows: five products of a block make up for what it passes through the caches.
+        # Backward gained nothing by fewer rows in trials.
         return Method(operands, of, make(head_bytes=shared), make(), turns(of, device, rows))
 
     safe, fast = method(wide, wide), method(chosen, chosen)
