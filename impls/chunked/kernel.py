@@ -145,7 +145,7 @@ class _Arithmetic:
         self.exact = torch.float64 if self._products == torch.float64 else torch.float32
         #: MKL gives whole matrices to threads, as softmax and exp whole rows: where each has rows of one head, scores stay in
         #: the cache of the core that wrote them. oneDNN, in 16 bits, does so itself.
-        self._splits_rows = device.type == "cpu" and self._products.itemsize > 2 and blocks.threads > 1
+        self._by_matrix = device.type == "cpu" and self._products.itemsize > 2 and blocks.threads > 1
         self._space = Workspace(blocks, most_scores, method.operands, method.products, device)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor) -> None:
@@ -311,7 +311,7 @@ class _Arithmetic:
         if self._operands != self._products:
             return multiply_wider(out, left, right, beta=beta, alpha=factor)
         threads, total = self._blocks.threads, out
-        if self._splits_rows and len(left) == 1 and left.shape[1] % threads == 0:
+        if self._by_matrix and len(left) == 1 and left.shape[1] % threads == 0:
             total, left = (each[0].unflatten(0, (threads, -1)) for each in (out, left))
             right = right.expand(threads, -1, -1)
         if factor == 1.0 and not beta:
@@ -322,14 +322,15 @@ class _Arithmetic:
 
     def _write(self, part: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
         """Write factor left right to a part of a result `[n, G, r, D]`, at once where that is of the products' dtype."""
-        if (rows := self._space.viewed(part, self._products)) is not None:
+        rows = self._space.viewed(part, self._products)
+        if rows is not None and self._is_one_batch(rows):
             self._multiply(rows, left, right, factor)
         else:
             part.copy_(self._product("rows", left, right, factor).view(part.shape))
 
     def _add_product(self, total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0, *, is_first: bool) -> None:
         """Add factor left right to a total, or write it there if it is the first; what left has more rows are padding."""
-        if total.dtype == self._products and total.shape[1] == left.shape[1]:
+        if total.dtype == self._products and total.shape[1] == left.shape[1] and self._is_one_batch(total):
             self._multiply(total, left, right, factor, beta=0 if is_first else 1)
         else:
             product = narrowed(self._product("addend", left, right, factor), 1, slice(0, total.shape[1]))
@@ -337,6 +338,15 @@ class _Arithmetic:
                 total.copy_(product)
             else:
                 total.add_(product)
+
+    def _is_one_batch(self, out: Tensor) -> bool:
+        """Whether products are best written here, and not to a buffer first.
+
+        Matrices that are apart in memory MKL multiplies in turn, each by all threads, and scores leave the caches of the cores
+        that wrote them: where these are far apart, to write there again takes half as long again. But of a number of heads
+        that threads cannot share evenly, some would wait.
+        """
+        return not self._by_matrix or out.is_contiguous() or len(out) % self._blocks.threads != 0
 
     @staticmethod
     def _keep(kept: _Kept | None, block: Block, *results: Tensor) -> None:
