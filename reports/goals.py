@@ -172,7 +172,7 @@ def _shown(kind: str, value: float) -> str:
         return f"{value:,.0f} bytes"
     if kind == "gb_per_s":
         return f"{value:.3g} GB/s"
-    return f"{value:.2f}" if kind == "limit_share" else fmt.ratio(value)
+    return f"{value:.3f}" if kind == "limit_share" else fmt.ratio(value)
 
 
 def _median(errors: list[float]) -> str:
