@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from attnbench.harness.cell import Cell
+from attnbench.harness.measure import ceilings
 from attnbench.harness.measure.check import check
 from attnbench.harness.measure.inputs import draw, problem_seed, turned
 from attnbench.harness.measure.oracle import Selection, Truth, find_truth
@@ -145,6 +146,29 @@ def test_repeats_grow_when_the_warm_region_is_faster() -> None:
     """Cold calls of 2 ms that become 0.1 ms are repeated until a sample is a millisecond again."""
     samples = sample(_Nothing(), _Scripted([2e-3, 2e-3, 1e-4]), Budget(0.0, 1.0, 0.01))
     assert samples.repeats >= 10
+
+
+class _SlowFirstCalls:
+    """A clock by which the first call of each region takes a third of a second, later ones a millisecond."""
+
+    resolution_s, most_repeats = 1e-9, 1
+
+    def __init__(self) -> None:
+        self._last: Region | None = None
+
+    def time(self, region: Region, repeats: int) -> Span:
+        region.run(1)
+        seconds = 1e-3 if region is self._last else 0.3
+        self._last = region
+        return Span(seconds * repeats, seconds * repeats)
+
+
+def test_a_first_call_is_no_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dtype's first product makes its kernel, which may take hundreds of times as long as the product."""
+    monkeypatch.setattr(ceilings, "CpuClock", _SlowFirstCalls)
+    found = ceilings.measure("cpu", ["float32"], None)
+    assert found.gemm_flops_per_s == {"float32": pytest.approx(2 * max(ceilings.CPU_GEMM_SIZES) ** 3 / 1e-3)}
+    assert found.memory_bytes_per_s == pytest.approx(ceilings.CPU_BANDWIDTH_BYTES / 1e-3)
 
 
 def test_half_width_needs_six() -> None:
