@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnbench.harness import contract, environment
 from attnbench.harness.cell import Cell
@@ -407,3 +408,34 @@ def _measured(server: ForkServer, cell: Cell, folder: Path) -> Measurement:
     measurement = Measurement.model_validate_json(reply.result)
     assert not measurement.detail, measurement.detail
     return measurement
+
+
+class _Products(TorchDispatchMode):
+    """Sees what batched products are written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outs: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.baddbmm_):
+            self.outs.append(result)
+        return result
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+def test_float32_products_of_heads_are_batches(mask: str) -> None:
+    """Of matrices that are apart torch makes no batch: it has all threads share each, and scores go from core to core."""
+    problem = AttentionProblem(heads_q=4, heads_kv=4, seq_q=1021, seq_kv=1021, head_dim=32, mask=mask)
+    inputs = [torch.randn(1, 4, 1021, 32, requires_grad=True) for _ in range(3)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        call, seen = get("chunked").prepare(problem, Tensors(*inputs)), _Products()
+        with seen:
+            call().sum().backward()
+    finally:
+        torch.set_num_threads(threads)
+    assert len(seen.outs) >= 7
+    assert all(out.is_contiguous() for out in seen.outs)

@@ -321,16 +321,16 @@ class _Arithmetic:
         return out
 
     def _write(self, part: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
-        """Write factor left right to a part of a result `[n, G, r, D]`, at once where that is of the products' dtype."""
+        """Write factor left right to a part of a result `[n, G, r, D]`, at once where that is best, else by way of a buffer."""
         rows = self._space.viewed(part, self._products)
-        if rows is not None and self._is_one_batch(rows):
+        if rows is not None and self._takes_products(rows):
             self._multiply(rows, left, right, factor)
         else:
             part.copy_(self._product("rows", left, right, factor).view(part.shape))
 
     def _add_product(self, total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0, *, is_first: bool) -> None:
         """Add factor left right to a total, or write it there if it is the first; what left has more rows are padding."""
-        if total.dtype == self._products and total.shape[1] == left.shape[1] and self._is_one_batch(total):
+        if total.dtype == self._products and total.shape[1] == left.shape[1] and self._takes_products(total):
             self._multiply(total, left, right, factor, beta=0 if is_first else 1)
         else:
             product = narrowed(self._product("addend", left, right, factor), 1, slice(0, total.shape[1]))
@@ -339,8 +339,8 @@ class _Arithmetic:
             else:
                 total.add_(product)
 
-    def _is_one_batch(self, out: Tensor) -> bool:
-        """Whether products are best written here, and not to a buffer first.
+    def _takes_products(self, out: Tensor) -> bool:
+        """Whether products are best written to `out` `[n, a, c]` itself, and not to a buffer first.
 
         Matrices that are apart in memory MKL multiplies in turn, each by all threads, and scores leave the caches of the cores
         that wrote them: where these are far apart, to write there again takes half as long again. But of a number of heads
