@@ -9,7 +9,7 @@ longer than the product.
 from __future__ import annotations
 
 import math
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -17,9 +17,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .blocks import TILE, Block, Blocks
+from .calls import MOST_CALLS, Calls
 from .method import Method
 from .precision import are_small_scores, are_small_sums, exponential
 from .workspace import Workspace, fill, narrowed, part_of
+
+#: Rows whose hidden scores are masked at once on a CPU.
+STRIP = 128
 
 
 class LargeScoresError(ArithmeticError):
@@ -54,7 +58,9 @@ class ChunkedAttention(torch.autograd.Function):
             sums = _Sums(grad_k[some], grad_v[some], arithmetic.exact, of_one=visited.has_one_row_block)
             for block in blocks:
                 arithmetic.differentiate(q, k, v, grad_o, block, kept, grad_q, sums.of(block.heads, some.start))
-            sums.finish()
+                arithmetic.calls.make_if_many()
+            sums.finish(arithmetic.calls)
+        arithmetic.calls.make()
         return grad_q.view(query.shape), grad_k.view(key.shape), grad_v.view(value.shape), None, None
 
 
@@ -76,13 +82,21 @@ def _attend(
     arithmetic = _Arithmetic(method, method.forward, method.forward.most_scores, scale, q.device)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     kept = _Kept.empty(q, method.products) if keeps and method.backward.cuts_keys else None
-    for block in method.forward.forward:
+    blocks = method.forward.forward
+    has_more = method.unshifted and len(blocks) > 1
+    of_later = torch.ones(q.shape[:-1], dtype=method.products, device=q.device) if has_more else None
+    for block in blocks:
         if method.unshifted:
-            arithmetic.attend_unshifted(q, k, v, block, out, kept)
+            # Where scores are large some of the first block's are, most often: those are looked at first.
+            arithmetic.attend_unshifted(q, k, v, block, out, None if block is blocks[0] else of_later, kept)
         elif method.forward.cuts_keys:
             arithmetic.attend_online(q, k, v, block, out, kept)
         else:
             arithmetic.attend(q, k, v, block, out)
+        arithmetic.calls.make_if_many()
+    if of_later is not None:
+        arithmetic.calls.add(_hold_small, of_later)
+    arithmetic.calls.make()
     return out.view(query.shape), kept
 
 
@@ -128,15 +142,15 @@ class _Sums:
         of_k, of_v = (each[heads.start - first : heads.stop - first] for each in self._totals)
         return of_k, of_v
 
-    def finish(self) -> None:
+    def finish(self, calls: Calls) -> None:
         """Write the gradients."""
         for grad, total in zip(self._grads, self._totals, strict=True):
             if total is not grad:
-                grad.copy_(total)
+                calls.add(grad.copy_, total)
 
 
 class _Arithmetic:
-    """What is computed on a block."""
+    """What is computed on a block: it is laid out, and computed when `calls` are made."""
 
     def __init__(self, method: Method, blocks: Blocks, most_scores: int, scale: float, device: torch.device) -> None:
         self._method, self._blocks, self._scale, self._device = method, blocks, scale, device
@@ -146,39 +160,53 @@ class _Arithmetic:
         #: MKL gives whole matrices to threads, as softmax and exp whole rows: where each has rows of one head, scores stay in
         #: the cache of the core that wrote them. oneDNN, in 16 bits, does so itself.
         self._by_matrix = device.type == "cpu" and self._products.itemsize > 2 and blocks.threads > 1
-        self._space = Workspace(blocks, most_scores, method.operands, method.products, device)
+        # A GPU computes while the next block is laid out.
+        self.calls = Calls(MOST_CALLS if device.type == "cpu" else 1)
+        self._space = Workspace(blocks, most_scores, method.operands, method.products, device, self.calls)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor) -> None:
         """Rows against all keys they see: one softmax and two products. Writes the block's part of `out`."""
         (keys,) = block.keys
         scores = self._scores(self._query(q, block), self._space.columns("k", k, block.heads, keys), block, keys)
-        weights = self._space.operand("weights", torch.softmax(scores, -1, out=scores))
+        self.calls.add(torch.softmax, scores, -1, out=scores)
+        weights = self._space.operand("weights", scores)
         self._write(part_of(out, block), weights, self._space.terms("v", v, block.heads, keys))
 
-    def attend_unshifted(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor, kept: _Kept | None) -> None:
+    def attend_unshifted(
+        self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor, totals: Tensor | None, kept: _Kept | None
+    ) -> None:
         """Rows against their keys part by part, of scores so small that no maximum need be taken off them.
 
-        Then exp and a sum take the place of a softmax's three passes, and parts add up as they are. Writes as `attend_online`.
+        Then exp and a sum take the place of a softmax's three passes, and parts add up as they are. Writes as `attend_online`,
+        and the sums of rows, which tell whether scores were small, to `totals` `[N, G, Sq]`: without them it asks at once.
         """
         query, part, dim = self._query(q, block), part_of(out, block), v.shape[-1]
-        ones, totals = TILE if self._method.sums_in_product else 0, []
+        ones = TILE if self._method.sums_in_product else 0
         sums = self._space.buffer("sums", (*query.rows.shape[:2], dim + ones))
+        acc = narrowed(sums, 2, slice(0, dim))
+        total = narrowed(sums, 2, slice(dim, dim + 1)) if ones else self._space.buffer("totals", (*sums.shape[:2], 1))
         for keys in block.keys:
             weights = self._weights(query, self._space.columns("k", k, block.heads, keys), block, keys)
+            is_first = keys is block.keys[0]
             if not ones:
-                totals.append(weights.sum(-1, keepdim=True))
-            values, is_first = self._space.terms("v", v, block.heads, keys, ones=ones), keys is block.keys[0]
+                of_part = total if is_first else self._space.buffer("totals of a part", total.shape)
+                self.calls.add(torch.sum, weights, -1, keepdim=True, out=of_part)
+                if not is_first:
+                    self.calls.add(total.add_, of_part)
+            values = self._space.terms("v", v, block.heads, keys, ones=ones)
             self._multiply(sums, weights, values, 1.0, beta=0 if is_first else 1)
-        acc = narrowed(sums, 2, slice(0, dim))
-        total = narrowed(sums, 2, slice(dim, dim + 1)) if ones else reduce(Tensor.add_, totals)
-        if not are_small_sums(total):
-            raise LargeScoresError
-        if part.shape[1] == 1:
-            torch.div(acc.unsqueeze(1), total.unsqueeze(1), out=part)
+        if totals is None:
+            self.calls.add(_hold_small, total)
         else:
-            torch.div(acc.unflatten(1, part.shape[1:3]), total.unflatten(1, part.shape[1:3]), out=part)
+            mine = part_of(totals, block)
+            self.calls.add(mine.copy_, total.view(mine.shape))
+        if part.shape[1] == 1:
+            self.calls.add(torch.div, acc.unsqueeze(1), total.unsqueeze(1), out=part)
+        else:
+            self.calls.add(torch.div, acc.unflatten(1, part.shape[1:3]), total.unflatten(1, part.shape[1:3]), out=part)
         if kept is not None:
-            self._keep(kept, block, torch.zeros_like(total), total, acc.div_(total))
+            self.calls.add(acc.div_, total)
+            self._keep(kept, block, torch.zeros_like(total), total, acc)
 
     def attend_online(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor, kept: _Kept | None) -> None:
         """Rows against their keys part by part. Writes the block's part of `out`, and there what backward needs.
@@ -187,20 +215,16 @@ class _Arithmetic:
         Products are at least float32 here: 16-bit scores less their maximum would be rounded once more.
         """
         part = part_of(out, block)
-        acc = part.new_zeros((part.shape[0], part.shape[1] * part.shape[2], part.shape[3]), dtype=self._products)
-        highest = acc.new_full((*acc.shape[:2], 1), -math.inf)
-        total = torch.zeros_like(highest)
         query = self._query(q, block)
+        acc = self._space.buffer("sums", query.rows.shape)
+        highest, total = (self._space.buffer(name, (*acc.shape[:2], 1)) for name in ("highest", "totals"))
+        for each, value in ((acc, 0.0), (highest, -math.inf), (total, 0.0)):
+            self.calls.add(each.fill_, value)
         for keys in block.keys:
             scores = self._scores(query, self._space.columns("k", k, block.heads, keys), block, keys)
-            # Key 0 is in the first part and every row sees it, so the maximum is finite from there on.
-            higher = torch.maximum(highest, scores.amax(-1, keepdim=True))
-            weights = scores.sub_(higher).exp_()
-            rescale = (highest - higher).exp_()
-            total = total.mul_(rescale).add_(weights.sum(-1, keepdim=True))
-            acc.mul_(rescale).baddbmm_(weights, self._space.terms("v", v, block.heads, keys))
-            highest = higher
-        part.copy_(acc.div_(total).view(part.shape))
+            self.calls.add(_accumulate, acc, highest, total, scores, self._space.terms("v", v, block.heads, keys))
+        self.calls.add(acc.div_, total)
+        self.calls.add(part.copy_, acc.view(part.shape))
         self._keep(kept, block, highest, total, acc)
 
     def differentiate(
@@ -216,24 +240,32 @@ class _Arithmetic:
         highest = delta = None
         if kept is not None:
             highest, total, out = (part_of(each, block).flatten(1, 2) for each in kept)
-            highest, grad_rows = highest.unsqueeze(-1), grad_rows / total.unsqueeze(-1)
-            delta = (grad_rows * out).sum(-1, keepdim=True)
+            highest, total = highest.unsqueeze(-1), total.unsqueeze(-1)
+            divided = self._space.buffer("divided rows", out.shape)
+            self.calls.add(torch.div, grad_rows, total, out=divided)
+            grad_rows, delta = divided, self._space.buffer("delta", total.shape)
+            self.calls.add(_dot_rows, grad_rows, out, delta)
         grad_k, grad_v = sums
         is_first = block.rows.stop == self._blocks.seq_q
         part = part_of(grad_q, block)
-        total_q = None if len(block.keys) == 1 else torch.empty(query.rows.shape, dtype=self.exact, device=q.device)
+        total_q = None if len(block.keys) == 1 else self._space.buffer("query sums", query.rows.shape, self.exact)
         for keys in block.keys:
             k_block, v_block = (
                 self._space.columns("k", k, block.heads, keys),
                 self._space.columns("v", v, block.heads, keys),
             )
             scores = self._scores(query, k_block, block, keys)
-            weights = torch.softmax(scores, -1, out=scores) if highest is None else scores.sub_(highest).exp_()
-            turned_weights = self._space.operand("weights", weights).transpose(1, 2)
+            if highest is None:
+                self.calls.add(torch.softmax, scores, -1, out=scores)
+            else:
+                self.calls.add(scores.sub_, highest)
+                self.calls.add(scores.exp_)
+            turned_weights = self._space.operand("weights", scores).transpose(1, 2)
             self._add_product(narrowed(grad_v, 1, keys), turned_weights, grad_rows, is_first=is_first)
             grad_weights = self._matrix("grad scores", grad_rows, v_block, keys)
-            fill(grad_weights, keys.stop - keys.start, 0.0)
-            grad_scores = self._space.operand("weights", _softmax_gradient(weights, grad_weights, delta))
+            fill(self.calls, grad_weights, keys.stop - keys.start, 0.0)
+            self.calls.add(_softmax_gradient, scores, grad_weights, delta)
+            grad_scores = self._space.operand("weights", grad_weights)
             terms = self._space.terms("k", k, block.heads, keys)
             if total_q is None:
                 self._write(part, grad_scores, terms, self._scale)
@@ -241,41 +273,61 @@ class _Arithmetic:
                 self._add_product(total_q, grad_scores, terms, is_first=keys is block.keys[0])
             self._add_product(narrowed(grad_k, 1, keys), grad_scores.transpose(1, 2), *query, is_first=is_first)
         if total_q is not None:
-            part.copy_(total_q.mul_(self._scale).view(part.shape))
+            self.calls.add(total_q.mul_, self._scale)
+            self.calls.add(part.copy_, total_q.view(part.shape))
 
     def _scores(self, query: _Query, k_block: Tensor, block: Block, keys: slice) -> Tensor:
         """Scaled scores `[n, G r, c]`, minus infinity where a row does not see a key."""
         scores, count = self._all_scores(query, k_block, keys), keys.stop - keys.start
-        if self._method.looks and not are_small_scores(narrowed(scores, 2, slice(0, count))):
-            raise LargeScoresError
-        fill(scores, count, -math.inf)
+        if self._method.looks:
+            self.calls.add(_hold_small_scores, narrowed(scores, 2, slice(0, count)))
+        fill(self.calls, scores, count, -math.inf)
         if (diagonal := self._diagonal(scores, block, keys)) is not None:
-            rows, seen = diagonal
-            begin = max(0, seen)
-            columns = narrowed(rows, 2, slice(begin, keys.stop - keys.start))
-            hidden = _addends(self._blocks.rows, self._products, self._device)
-            columns.add_(hidden[: columns.shape[1], begin - seen : begin - seen + columns.shape[2]])
+            self._hide(*diagonal, keys.stop - keys.start)
         return scores
+
+    def _hide(self, rows: Tensor, seen: int, count: int) -> None:
+        """Minus infinity at scores `[n G, r, p]` above the diagonal, of so many keys.
+
+        A strip of rows at a time: what is right of its square is written, which takes a fraction of an addition's time.
+        """
+        height = min(self._blocks.rows, STRIP if self._device.type == "cpu" else rows.shape[1])
+        hidden = _addends(height, self._products, self._device)
+        for top in range(0, rows.shape[1], height):
+            strip = narrowed(rows, 1, slice(top, min(top + height, rows.shape[1])))
+            first, of_strip = top + seen, strip.shape[1]
+            begin, end = max(0, first), min(count, first + of_strip)
+            if begin < end:
+                addends = narrowed(narrowed(hidden, 0, slice(0, of_strip)), 1, slice(begin - first, end - first))
+                self.calls.add(narrowed(strip, 2, slice(begin, end)).add_, addends)
+            if end < count:
+                self.calls.add(strip[:, :, max(0, end) : count].fill_, -math.inf)
 
     def _weights(self, query: _Query, k_block: Tensor, block: Block, keys: slice) -> Tensor:
         """The exponentials of scores that are small, 0 where a row does not see a key: exp is slow at minus infinity."""
         function, unit = exponential(self._products)
         scores = self._all_scores(_Query(query.rows, query.factor / unit), k_block, keys)
-        weights = function(scores, out=scores)
+        self.calls.add(function, scores, out=scores)
         # Where the values' columns of ones sum the weights, those of keys of zeros meet zeros there; other padding is no number.
-        fill(weights, self._blocks.width(keys) if self._method.sums_in_product else keys.stop - keys.start, 0.0)
-        if (diagonal := self._diagonal(weights, block, keys)) is not None:
+        fill(
+            self.calls,
+            scores,
+            self._blocks.width(keys) if self._method.sums_in_product else keys.stop - keys.start,
+            0.0,
+        )
+        if (diagonal := self._diagonal(scores, block, keys)) is not None:
             rows, seen = diagonal
             # Over all columns: of some of them torch would make a copy first.
-            rows.tril_(seen)
-        return weights
+            self.calls.add(rows.tril_, seen)
+        return scores
 
     def _all_scores(self, query: _Query, k_block: Tensor, keys: slice) -> Tensor:
         """Scaled scores `[n, G r, p]`, of hidden keys as well; what they are in padding is not said."""
         rows, factor = query
         if self._method.turns:
             turned = self._product("turned", k_block, rows.transpose(1, 2)).transpose(1, 2)
-            scores = torch.mul(turned, factor, out=self._space.buffer("scores", turned.shape))
+            scores = self._space.buffer("scores", turned.shape)
+            self.calls.add(torch.mul, turned, factor, out=scores)
         else:
             scores = self._matrix("scores", rows, k_block, keys, factor)
         return scores
@@ -309,15 +361,16 @@ class _Arithmetic:
     def _multiply(self, out: Tensor, left: Tensor, right: Tensor, factor: float, beta: int = 0) -> Tensor:
         """beta out + factor left right in place of `out`: left `[n, a, b]`, right `[n, b, c]` -> `[n, a, c]`."""
         if self._operands != self._products:
-            return multiply_wider(out, left, right, beta=beta, alpha=factor)
+            self.calls.add(multiply_wider, out, left, right, beta=beta, alpha=factor)
+            return out
         threads, total = self._blocks.threads, out
-        if self._by_matrix and len(left) == 1 and left.shape[1] % threads == 0:
+        if self._by_matrix and left.shape[0] == 1 and left.shape[1] % threads == 0:
             total, left = (each[0].unflatten(0, (threads, -1)) for each in (out, left))
             right = right.expand(threads, -1, -1)
         if factor == 1.0 and not beta:
-            torch.bmm(left, right, out=total)
+            self.calls.add(torch.bmm, left, right, out=total)
         else:
-            total.baddbmm_(left, right, beta=beta, alpha=factor)
+            self.calls.add(total.baddbmm_, left, right, beta=beta, alpha=factor)
         return out
 
     def _write(self, part: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
@@ -326,7 +379,7 @@ class _Arithmetic:
         if rows is not None and self._takes_products(rows):
             self._multiply(rows, left, right, factor)
         else:
-            part.copy_(self._product("rows", left, right, factor).view(part.shape))
+            self.calls.add(part.copy_, self._product("rows", left, right, factor).view(part.shape))
 
     def _add_product(self, total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0, *, is_first: bool) -> None:
         """Add factor left right to a total, or write it there if it is the first; what left has more rows are padding."""
@@ -334,10 +387,7 @@ class _Arithmetic:
             self._multiply(total, left, right, factor, beta=0 if is_first else 1)
         else:
             product = narrowed(self._product("addend", left, right, factor), 1, slice(0, total.shape[1]))
-            if is_first:
-                total.copy_(product)
-            else:
-                total.add_(product)
+            self.calls.add(total.copy_ if is_first else total.add_, product)
 
     def _takes_products(self, out: Tensor) -> bool:
         """Whether products are best written to `out` `[n, a, c]` itself, and not to a buffer first.
@@ -346,14 +396,13 @@ class _Arithmetic:
         that wrote them: where these are far apart, to write there again takes half as long again. But of a number of heads
         that threads cannot share evenly, some would wait.
         """
-        return not self._by_matrix or out.is_contiguous() or len(out) % self._blocks.threads != 0
+        return not self._by_matrix or out.is_contiguous() or out.shape[0] % self._blocks.threads != 0
 
-    @staticmethod
-    def _keep(kept: _Kept | None, block: Block, *results: Tensor) -> None:
+    def _keep(self, kept: _Kept | None, block: Block, *results: Tensor) -> None:
         """Write a block's part of what backward needs."""
         for tensor, result in zip(kept or (), results, strict=False):
             stored = part_of(tensor, block)
-            stored.copy_(result.view(stored.shape))
+            self.calls.add(stored.copy_, result.reshape(stored.shape))
 
 
 def multiply_wider(out: Tensor, left: Tensor, right: Tensor, *, beta: float, alpha: float) -> Tensor:
@@ -366,6 +415,31 @@ def multiply_wider(out: Tensor, left: Tensor, right: Tensor, *, beta: float, alp
 def _addends(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What is added to scores on the diagonal: row t sees key t of them and those before."""
     return torch.full((rows, rows), -math.inf, dtype=dtype, device=device).triu_(1)
+
+
+def _hold_small(totals: Tensor) -> None:
+    if not are_small_sums(totals):
+        raise LargeScoresError
+
+
+def _hold_small_scores(scores: Tensor) -> None:
+    if not are_small_scores(scores):
+        raise LargeScoresError
+
+
+def _accumulate(acc: Tensor, highest: Tensor, total: Tensor, scores: Tensor, values: Tensor) -> None:
+    """One part of the keys of an online softmax: rescale what was summed, in place, and add to it."""
+    # Key 0 is in the first part and every row sees it, so the maximum is finite from there on.
+    higher = torch.maximum(highest, scores.amax(-1, keepdim=True))
+    weights = scores.sub_(higher).exp_()
+    rescale = (highest - higher).exp_()
+    total.mul_(rescale).add_(weights.sum(-1, keepdim=True))
+    acc.mul_(rescale).baddbmm_(weights, values)
+    highest.copy_(higher)
+
+
+def _dot_rows(left: Tensor, right: Tensor, out: Tensor) -> None:
+    torch.sum(left * right, -1, keepdim=True, out=out)
 
 
 def _softmax_gradient(weights: Tensor, grad_weights: Tensor, delta: Tensor | None) -> Tensor:

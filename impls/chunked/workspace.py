@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .blocks import Block, Blocks
+from .calls import Calls
 
 
-class _Copy(NamedTuple):
-    """Keys or values of some heads as operands. The copy of one block serves the next, if that has its heads and keys."""
+class _Taken(NamedTuple):
+    """Keys or values of some heads as operands. What one block took serves the next, if that has its heads and keys."""
 
     heads: slice
     keys: slice
@@ -20,22 +21,27 @@ class _Copy(NamedTuple):
 
 
 class Workspace:
-    """What the blocks that are visited use in turn: buffers, and copies of what products cannot take as it is."""
+    """What the blocks that are visited use in turn: buffers, and copies of what products cannot take as it is.
+
+    Copies are made by `calls`, in their turn.
+    """
 
     def __init__(
-        self, blocks: Blocks, most_scores: int, operands: torch.dtype, products: torch.dtype, device: torch.device
-    ) -> None:
+        self, blocks: Blocks, most_scores: int, operands: torch.dtype, products: torch.dtype, device: torch.device,
+        calls: Calls,
+    ) -> None:  # fmt: skip
+        self._calls = calls
         self._blocks, self._operands, self._products, self._device = blocks, operands, products, device
         self._most_scores = most_scores
         self._is_onednn = device.type == "cpu" and operands.itemsize == 2
-        self._buffers: dict[str, Tensor] = {}
-        self._copies: dict[str, _Copy] = {}
+        self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
+        self._held: dict[str, _Taken] = {}
 
     def rows(self, name: str, tensor: Tensor, block: Block) -> Tensor:
         """These rows as `[n, G r, D]` in the dtype of operands: a view where that can be, else a copy."""
         mine = part_of(tensor, block)
         taken = self.viewed(mine, self._operands)
-        return self.buffer(name, mine.shape, self._operands).copy_(mine).flatten(1, 2) if taken is None else taken
+        return self._copied(name, mine).flatten(1, 2) if taken is None else taken
 
     def viewed(self, part: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Rows `[n, G, r, D]` as `[n, G r, D]`, if they are of this dtype and a product takes them or writes there as they are.
@@ -65,39 +71,52 @@ class Workspace:
         return self._taken(name, tensor, heads, keys, rows, ones)
 
     def _taken(self, name: str, tensor: Tensor, heads: slice, keys: slice, rows: int, ones: int = 0) -> Tensor:
-        copy = self._copies.get(name)
-        if copy is not None and copy.heads == heads and copy.keys == keys:
-            return copy.tensor
-        taken, count = narrowed(narrowed(tensor, 0, heads), 1, keys), keys.stop - keys.start
+        held = self._held.get(name)
+        if held is None or held.heads != heads or held.keys != keys:
+            held = self._held[name] = _Taken(heads, keys, self._taken_anew(name, tensor, heads, keys, rows, ones))
+        return held.tensor
+
+    def _taken_anew(self, name: str, tensor: Tensor, heads: slice, keys: slice, rows: int, ones: int) -> Tensor:
+        count = keys.stop - keys.start
+        taken = tensor if (heads.stop - heads.start, count) == tensor.shape[:2] else tensor[heads, keys]
         is_operand = taken.dtype == self._operands and (taken.is_contiguous() or not self._is_onednn)
         if is_operand and rows == count and not ones:
             return taken if taken is tensor else _alone(taken)
         copied = self.buffer(name, (taken.shape[0], rows, taken.shape[2] + ones), self._operands)
         filled = narrowed(copied, 1, slice(0, count))
-        narrowed(filled, 2, slice(0, taken.shape[2])).copy_(taken)
-        fill(filled, taken.shape[2], 1.0)
+        self._calls.add(narrowed(filled, 2, slice(0, taken.shape[2])).copy_, taken)
+        fill(self._calls, filled, taken.shape[2], 1.0)
         if rows > count:
-            copied[:, count:].zero_()
-        self._copies[name] = _Copy(heads, keys, copied)
+            self._calls.add(copied[:, count:].zero_)
         return copied
 
     def operand(self, name: str, tensor: Tensor) -> Tensor:
         """This tensor, or a copy in the dtype of operands."""
         if tensor.dtype == self._operands:
             return tensor
-        return self.buffer(name, tensor.shape, self._operands).copy_(tensor)
+        return self._copied(name, tensor)
+
+    def _copied(self, name: str, tensor: Tensor) -> Tensor:
+        copied = self.buffer(name, tensor.shape, self._operands)
+        self._calls.add(copied.copy_, tensor)
+        return copied
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None, most: int = 0) -> Tensor:
         """A buffer of this shape, in the dtype of products if no other is said; what it held before is lost.
 
         It is made for `most` elements, if later ones will be larger.
         """
-        held, count = self._buffers.get(name), math.prod(shape)
-        if held is None or held.numel() < count:
+        memory, last = self._buffers.get(name, (None, None))
+        if last is not None and last.shape == shape:
+            return last
+        count = math.prod(shape)
+        if memory is None or memory.numel() < count:
             # Of this shape if it may be: a view less.
             size = (most,) if most > count else shape
-            held = self._buffers[name] = torch.empty(size, dtype=dtype or self._products, device=self._device)
-        return held if held.shape == shape else held.view(-1)[:count].view(shape)
+            memory = torch.empty(size, dtype=dtype or self._products, device=self._device)
+        last = memory if memory.shape == shape else memory.view(-1)[:count].view(shape)
+        self._buffers[name] = memory, last
+        return last
 
     def scores(self, name: str, heads: int, rows: int, keys: slice) -> Tensor:
         """A buffer for a score of each row and key `[n, G r, p]`, padding included."""
@@ -106,12 +125,14 @@ class Workspace:
 
 def _alone(matrices: Tensor) -> Tensor:
     """These matrices; if that is one, of its own strides alone: they tell oneDNN that it need not copy it."""
-    return matrices if len(matrices) > 1 else matrices[0].unsqueeze(0)
+    return matrices if matrices.shape[0] > 1 else matrices[0].unsqueeze(0)
 
 
 def part_of(tensor: Tensor, block: Block) -> Tensor:
     """A block's heads and rows `[n, G, r, ...]` of a tensor `[N, G, Sq, ...]`."""
-    return narrowed(narrowed(tensor, 0, block.heads), 2, block.rows)
+    heads, rows = block.heads, block.rows
+    is_all = heads.stop - heads.start == tensor.shape[0] and rows.stop - rows.start == tensor.shape[2]
+    return tensor if is_all else tensor[heads, :, rows]
 
 
 def narrowed(tensor: Tensor, dim: int, to: slice) -> Tensor:
@@ -119,7 +140,7 @@ def narrowed(tensor: Tensor, dim: int, to: slice) -> Tensor:
     return tensor if to.stop - to.start == tensor.shape[dim] else tensor[(slice(None),) * dim + (to,)]
 
 
-def fill(matrix: Tensor, count: int, value: float) -> None:
-    """Give the padding of rows of so many columns this value."""
+def fill(calls: Calls, matrix: Tensor, count: int, value: float) -> None:
+    """Lay out that the padding of rows of so many columns is given this value."""
     if count < matrix.shape[-1]:
-        matrix[..., count:].fill_(value)
+        calls.add(matrix[..., count:].fill_, value)
