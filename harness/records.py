@@ -208,7 +208,8 @@ class CeilingsMeasured(Record):
 class CompositeLimit(Record):
     """The least time that a problem's parts take on this machine, each at its best: `seconds` is their sum.
 
-    `rows` of a block and the dtype of `products` are those of the best combination.
+    `rows` of a block and the dtype of `products` are those of the best combination. `chain_s` is the least time of the parts one
+    after another, with what they need besides, in that dtype; older runs have none.
     """
 
     problem: str
@@ -219,6 +220,7 @@ class CompositeLimit(Record):
     traffic_s: float
     rows: int
     products: str
+    chain_s: float | None = None
 
 
 class LimitsMeasured(Record):

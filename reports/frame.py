@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
-from ..harness.records import Ceilings, CeilingsMeasured, Launch, LimitsMeasured, Outcome
+from ..harness.records import Ceilings, CeilingsMeasured, CompositeLimit, Launch, LimitsMeasured, Outcome
 from ..harness.store import Run
 from ..harness.verdicts.estimate import counted, estimate, unranked_because
 from .tidy import cell_facts, cells_by_id
@@ -28,18 +29,20 @@ def cells(run: Run) -> pd.DataFrame:
     rows = [cell_facts(cell) | _summary(launches.get(key, [])) for key, cell in cells_by_id(run).items()]
     frame = pd.DataFrame(rows)
     frame["flops_per_s"] = frame["flops"] / frame["time_s"]
-    limits = _limits(run)
-    frame["limit_s"] = [limits.get(key, math.nan) for key in zip(frame["problem"], frame["pass"], strict=True)]
-    frame["limit_share"] = frame["limit_s"] / frame["time_s"]
+    limits = [limit for event in run.events() if isinstance(event, LimitsMeasured) for limit in event.limits]
+    for name, field in (("limit", "seconds"), ("chain", "chain_s")):
+        known = _median_by_pass(limits, field)
+        frame[f"{name}_s"] = [known.get(key, math.nan) for key in zip(frame["problem"], frame["pass"], strict=True)]
+        frame[f"{name}_share"] = frame[f"{name}_s"] / frame["time_s"]
     return frame
 
 
-def _limits(run: Run) -> dict[tuple[str, str], float]:
-    """The composite limits by problem and pass, in seconds: the median over the rounds."""
+def _median_by_pass(limits: Iterable[CompositeLimit], field: str) -> dict[tuple[str, str], float]:
+    """A time of the limits by problem and pass, in seconds: the median over the rounds that have it."""
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for event in run.events():
-        for limit in event.limits if isinstance(event, LimitsMeasured) else ():
-            seconds[limit.problem, limit.passes].append(limit.seconds)
+    for limit in limits:
+        if (found := getattr(limit, field)) is not None:
+            seconds[limit.problem, limit.passes].append(found)
     return {key: statistics.median(values) for key, values in seconds.items()}
 
 

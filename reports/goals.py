@@ -18,16 +18,19 @@ from . import format as fmt
 from . import frame
 from .tidy import cells_by_id
 
-COLUMNS = ("goal", "met", "asked", "measured", "range", "share of limit", "error", "cells", "machine")
+#: Runs before there were chains have no such column.
+CHAIN = "share of chain"
+COLUMNS = ("goal", "met", "asked", "measured", "range", "share of limit", CHAIN, "error", "cells", "machine")
 
 
 def table(run: Run) -> pd.DataFrame:
-    """Every goal with what was measured, the share of the composite limit, and the error beside the other's."""
+    """Every goal with what was measured, the shares of the composite limit and the chain, and the error beside the other's."""
     if not run.info.config.get("goals"):
         return pd.DataFrame(columns=list(COLUMNS))
     config = load_stored(run.info.config, tolerate_unknown=True)
     judge = _Judge.of(run, config)
-    return pd.DataFrame([judge.row(goal) for goal in config.goals], columns=list(COLUMNS), dtype=object)
+    goals = pd.DataFrame([judge.row(goal) for goal in config.goals], columns=list(COLUMNS), dtype=object)
+    return goals if goals[CHAIN].any() else goals.drop(columns=CHAIN)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class _Judge:
         return said | {
             "measured": _shown(goal.kind, found.value),
             "range": f"{_shown(goal.kind, found.low).split()[0]} to {_shown(goal.kind, found.high)}",
-            "share of limit": self._limit(ranked),
+            "share of limit": self._shares("limit_share", ranked),
+            CHAIN: self._shares("chain_share", ranked),
             "error": self._errors(goal, ranked),
             "cells": count,
             "met": ("yes" if met else "no") + (", in part" if missing else ""),
@@ -133,8 +137,8 @@ class _Judge:
         """Memory overhead in bytes, cell by cell."""
         return [_Value(size, size, size) for size in (float(self.rows[key]["overhead_bytes"]) for key in keys)]
 
-    def _limit(self, keys: list[str]) -> str:
-        known = [self.rows[key]["limit_share"] for key in keys if not pd.isna(self.rows[key]["limit_share"])]
+    def _shares(self, name: str, keys: list[str]) -> str:
+        known = [self.rows[key][name] for key in keys if not pd.isna(self.rows[key][name])]
         return f"{_mean(known):.2f} (worst {min(known):.2f})" if known else ""
 
     def _errors(self, goal: Goal, keys: list[str]) -> str:

@@ -97,6 +97,33 @@ def test_taller_causal_blocks_are_right(monkeypatch: pytest.MonkeyPatch) -> None
     assert rows == [208, 304]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"softmax": "fused", "products": "own"},
+        {"softmax": "fused", "products": "float32", "query_block": 100},
+        {"products": "float32", "query_block": 48, "key_block": 64},
+    ],
+    ids=str,
+)
+def test_diagonals_of_many_strips_are_right(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    """However many strips of rows a block has, and whether they see all of its keys, some or none."""
+    monkeypatch.setattr(kernel, "STRIP", 16)
+    for problem in contract.cases(fast_float16=False):
+        if problem.is_causal and problem.dtype != "float16":
+            result = run_case(get("chunked", options), problem, DEVICE, truth_of(problem))
+            assert not result.faults, f"{problem}: {result.faults}"
+
+
+@pytest.mark.parametrize("row", [0, 150, 299])
+def test_one_large_row_of_any_block_is_found(row: int) -> None:
+    """Exponentials that leave float32 are not used, in whichever block they are."""
+    problem = AttentionProblem(heads_q=2, heads_kv=2, seq_q=300, seq_kv=300, head_dim=64)
+    inputs = draw(problem, 0)
+    inputs.query[:, :, row] *= 100.0
+    assert not _faults(problem, inputs, {"softmax": "unshifted", "query_block": 64})
+
+
 @pytest.mark.parametrize(("factor", "is_small"), [(1.0, True), (30.0, False), (-30.0, False), (3000.0, False)])
 def test_16_bit_exponentials_of_large_scores_are_not_used(
     monkeypatch: pytest.MonkeyPatch, factor: float, is_small: bool

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from attnbench.harness.config import ConfigError, load_config
-from attnbench.harness.measure import composite
+from attnbench.harness.measure import chain, composite
 from attnbench.harness.records import LimitsMeasured
 from attnbench.harness.store import Run
 from attnbench.impls import AttentionProblem
@@ -85,7 +89,25 @@ def test_limits_are_measured_each_round(done: tuple[Run, str]) -> None:
     for limit in (limit for event in events for limit in event.limits):
         assert limit.seconds == pytest.approx(limit.products_s + limit.softmax_s + limit.traffic_s)
         assert min(limit.products_s, limit.softmax_s, limit.traffic_s) > 0
-    assert (frame.cells(done[0])["limit_share"] > 0).all()
+        assert limit.chain_s is not None
+        assert limit.chain_s > 0
+    cells = frame.cells(done[0])
+    assert (cells["limit_share"] > 0).all()
+    assert (cells["chain_share"] > 0).all()
+    assert (goals.table(done[0])["share of chain"].str.len() > 0).sum() == 6
+
+
+def test_runs_without_chains_have_no_such_column(done: tuple[Run, str], tmp_path: Path) -> None:
+    """A run of before there were chains is read as it was."""
+    older = tmp_path / done[0].path.name
+    shutil.copytree(done[0].path, older)
+    events = [json.loads(line) for line in (older / "events.jsonl").read_text().splitlines()]
+    for limit in (limit for event in events for limit in event.get("limits", ())):
+        del limit["chain_s"]
+    (older / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    table = goals.table(Run.open(older))
+    assert "share of chain" not in table.columns
+    assert (table["share of limit"].str.len() > 0).sum() == 6
 
 
 def test_goals_and_figures_are_shown(done: tuple[Run, str], attnbench: Command) -> None:
@@ -124,6 +146,18 @@ def test_mistakes_are_told(goal: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="goals") as caught:
         load_config(str(tmp_path / "c.yaml"))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("part", "products"), [("forward", 2), ("backward", 5)])
+@pytest.mark.parametrize("mask", ["full", "causal"])
+def test_a_chain_has_the_products_of_its_share(part: chain.Part, products: int, mask: str) -> None:
+    """What it multiplies is its share of all, and what a causal mask hides at most where a block meets the diagonal."""
+    problem = AttentionProblem(heads_q=8, heads_kv=4, seq_q=700, seq_kv=900, head_dim=32, mask=mask)
+    for each in chain.chains(problem, part, torch.float32):
+        with FlopCounterMode(display=False) as counter:
+            each()
+        wanted = products * 2 * problem.heads_q * problem.pairs * problem.head_dim * each.share
+        assert 1.0 - 1e-9 <= counter.get_total_flops() / wanted < (1.0 + 1e-9 if mask == "full" else 1.7)
 
 
 def test_a_limit_is_the_best_of_its_blocks() -> None:

@@ -17,6 +17,7 @@ import torch
 
 from ...impls import ELEMENT_BYTES, AttentionProblem, Pass
 from ..records import CompositeLimit
+from .chain import Part, chains
 from .inputs import torch_dtype
 
 #: Rows of a block, of which the best counts.
@@ -38,6 +39,11 @@ _PRODUCTS: dict[str, dict[str, int]] = {
     "backward": {"scores": 2, "values": 1, "turned": 2},
     "forward_backward": {"scores": 3, "values": 2, "turned": 2},
 }
+_PARTS: dict[str, tuple[Part, ...]] = {
+    "forward": ("forward",),
+    "backward": ("backward",),
+    "forward_backward": ("forward", "backward"),
+}
 _SOFTMAXES = {"forward": 1, "backward": 1, "forward_backward": 2}
 
 
@@ -52,7 +58,13 @@ def _limit(problem: AttentionProblem, passes: Pass, rates: _Rates) -> CompositeL
     dtypes = [dtype for dtype in dict.fromkeys((problem.dtype, "float32")) if rates.is_candidate(dtype)]
     rows = sorted({min(each, problem.group_size * problem.seq_q) for each in ROWS})
     limits = [_in_blocks(problem, passes, dtype, each, rates) for dtype in dtypes for each in rows]
-    return min(limits, key=lambda limit: limit.seconds)
+    least = min(limits, key=lambda limit: limit.seconds)
+    return least.model_copy(update={"chain_s": _chain_s(problem, passes, torch_dtype(least.products))})
+
+
+def _chain_s(problem: AttentionProblem, passes: Pass, dtype: torch.dtype) -> float:
+    """The least time of the limit's parts one after another, of a pass forward and one back each in its own best blocks."""
+    return sum(min(_seconds(chain) / chain.share for chain in chains(problem, part, dtype)) for part in _PARTS[passes])
 
 
 def _in_blocks(problem: AttentionProblem, passes: Pass, dtype: str, rows: int, rates: _Rates) -> CompositeLimit:
