@@ -2,7 +2,8 @@
 
 What one part wrote the next reads, where the composite limit has each part alone in a loop; and what the parts need besides
 is there: the sums of exponentials, the mask of a diagonal, a softmax's gradient, gradients of keys and values summed over
-blocks in float32. No implementation made of calls of torch on such blocks takes less, but by what it leaves out or fuses.
+blocks in float32. Its tensors are in a cache: the reading and writing of a whole problem's comes on top. No implementation made
+of calls of torch on such blocks takes less, but by what it leaves out or fuses.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ def _limit(problem: AttentionProblem, passes: Pass, rates: _Rates) -> CompositeL
     rows = sorted({min(each, problem.group_size * problem.seq_q) for each in ROWS})
     limits = [_in_blocks(problem, passes, dtype, each, rates) for dtype in dtypes for each in rows]
     least = min(limits, key=lambda limit: limit.seconds)
-    return least.model_copy(update={"chain_s": _chain_s(problem, passes, torch_dtype(least.products))})
+    chain_s = _chain_s(problem, passes, torch_dtype(least.products)) + least.traffic_s
+    return least.model_copy(update={"chain_s": chain_s})
 
 
 def _chain_s(problem: AttentionProblem, passes: Pass, dtype: torch.dtype) -> float:

@@ -22,8 +22,8 @@ from .method import Method
 from .precision import are_small_scores, are_small_sums, exponential
 from .workspace import Workspace, fill, narrowed, part_of
 
-#: Rows whose hidden scores are masked at once on a CPU.
-STRIP = 128
+#: Rows whose hidden scores are masked at once on a CPU, where these are so many that it pays to lay out each strip.
+STRIP, LEAST_STRIPPED = 128, 2**20
 
 
 class LargeScoresError(ArithmeticError):
@@ -289,9 +289,10 @@ class _Arithmetic:
     def _hide(self, rows: Tensor, seen: int, count: int) -> None:
         """Minus infinity at scores `[n G, r, p]` above the diagonal, of so many keys.
 
-        A strip of rows at a time: what is right of its square is written, which takes a fraction of an addition's time.
+        Of many, a strip of rows at a time: what is right of its square is written, which takes a fraction of an addition's time.
         """
-        height = min(self._blocks.rows, STRIP if self._device.type == "cpu" else rows.shape[1])
+        is_large = self._device.type == "cpu" and rows.shape[0] * rows.shape[1] ** 2 >= LEAST_STRIPPED
+        height = min(self._blocks.rows, STRIP) if is_large else self._blocks.rows
         hidden = _addends(height, self._products, self._device)
         for top in range(0, rows.shape[1], height):
             strip = narrowed(rows, 1, slice(top, min(top + height, rows.shape[1])))

@@ -33,7 +33,8 @@ FEW_ROWS, _FEW = 8, (4, 4, 128, 2048)
 _EVEN, _PADDED = (4, 256, 64, 2048), (4, 256, 64, 2080)
 #: Keys that are no whole tiles, beside `_BLOCK`; and twice its rows.
 _RAGGED, _TALL = (8, 256, 64, 509), (8, 512, 64, 512)
-#: A shape is timed for so long and so many calls at least: the first calls of a process are ten times slower than the rest.
+#: A shape is timed for so long and so many calls at least, twice: the first calls of a process are ten times slower than the rest,
+#: and AMX's first may take all of the time, while its sixth still takes twice as long as its tenth.
 _RACE_S, _CALLS = 3e-3, 6
 
 
@@ -245,12 +246,14 @@ def _product(
 
 
 def _least_s(*calls: Callable[[], object]) -> list[float]:
-    """The shortest time of each, in turn: a slow moment meets them all."""
-    times: list[list[float]] = [[] for _ in calls]
-    begin = time.perf_counter()
-    while len(times[0]) < _CALLS or time.perf_counter() - begin < _RACE_S * len(calls):
-        for call, of_call in zip(calls, times, strict=True):
-            before = time.perf_counter()
-            call()
-            of_call.append(time.perf_counter() - before)
-    return [min(each) for each in times]
+    """The shortest time of each, in turn: a slow moment meets them all. The first round warms up, and does not count."""
+    least: list[float] = []
+    for _ in range(2):
+        least, calls_made, begin = [math.inf] * len(calls), 0, time.perf_counter()
+        while calls_made < _CALLS or time.perf_counter() - begin < _RACE_S * len(calls):
+            for index, call in enumerate(calls):
+                before = time.perf_counter()
+                call()
+                least[index] = min(least[index], time.perf_counter() - before)
+            calls_made += 1
+    return least
