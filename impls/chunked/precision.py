@@ -33,8 +33,8 @@ FEW_ROWS, _FEW = 8, (4, 4, 128, 2048)
 _EVEN, _PADDED = (4, 256, 64, 2048), (4, 256, 64, 2080)
 #: Keys that are no whole tiles, beside `_BLOCK`; and twice its rows.
 _RAGGED, _TALL = (8, 256, 64, 509), (8, 512, 64, 512)
-#: A shape is timed for so long and so many calls at least, twice: the first calls of a process are ten times slower than the rest,
-#: and AMX's first may take all of the time, while its sixth still takes twice as long as its tenth.
+#: A shape is timed for so long and so many calls at least, twice: the first calls of a process are ten times slower than the
+#: rest, and AMX's first may take all of the time, while its sixth still takes twice as long as its tenth.
 _RACE_S, _CALLS = 3e-3, 6
 
 
