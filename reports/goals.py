@@ -71,8 +71,8 @@ class _Judge:
         return said | {
             "measured": _shown(goal.kind, found.value),
             "range": f"{_shown(goal.kind, found.low).split()[0]} to {_shown(goal.kind, found.high)}",
-            "share of limit": self._shares("limit_share", ranked),
-            CHAIN: self._shares("chain_share", ranked),
+            "share of limit": self._limit(ranked),
+            CHAIN: self._chain(ranked),
             "error": self._errors(goal, ranked),
             "cells": count,
             "met": ("yes" if met else "no") + (", in part" if missing else ""),
@@ -137,9 +137,16 @@ class _Judge:
         """Memory overhead in bytes, cell by cell."""
         return [_Value(size, size, size) for size in (float(self.rows[key]["overhead_bytes"]) for key in keys)]
 
-    def _shares(self, name: str, keys: list[str]) -> str:
-        known = [self.rows[key][name] for key in keys if not pd.isna(self.rows[key][name])]
+    def _limit(self, keys: list[str]) -> str:
+        known = self._known("limit_share", keys)
         return f"{_mean(known):.2f} (worst {min(known):.2f})" if known else ""
+
+    def _chain(self, keys: list[str]) -> str:
+        known = self._known("chain_share", keys)
+        return f"{_mean(known):.2f}" if known else ""
+
+    def _known(self, name: str, keys: list[str]) -> list[float]:
+        return [self.rows[key][name] for key in keys if not pd.isna(self.rows[key][name])]
 
     def _errors(self, goal: Goal, keys: list[str]) -> str:
         """The median relative RMS error of out, and the other's."""
