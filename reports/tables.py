@@ -60,10 +60,15 @@ def results(cells: pd.DataFrame) -> pd.DataFrame:
             "saved for backward": [fmt.size(each) for each in cells["saved_bytes"]],
             "error, of allowed": [fmt.share(each) for each in _worst_error(cells)],
             "of the composite limit": [fmt.share(each) for each in cells["limit_share"]],
+            "of the chain": [fmt.share(each) for each in cells["chain_share"]],
         }
     )
-    unused = [] if table["conditions"].any() else ["conditions"]
-    return table.drop(columns=unused if cells["limit_share"].any() else [*unused, "of the composite limit"])
+    is_used = {
+        "conditions": table["conditions"].any(),
+        "of the composite limit": cells["limit_share"].any(),
+        "of the chain": cells["chain_share"].any(),
+    }
+    return table.drop(columns=[column for column, used in is_used.items() if not used])
 
 
 def reasons(cells: pd.DataFrame) -> pd.DataFrame:

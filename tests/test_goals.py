@@ -18,7 +18,7 @@ from attnbench.harness.measure import chain, composite
 from attnbench.harness.records import LimitsMeasured
 from attnbench.harness.store import Run
 from attnbench.impls import AttentionProblem
-from attnbench.reports import frame, goals, published
+from attnbench.reports import frame, goals, published, tables
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -94,6 +94,7 @@ def test_limits_are_measured_each_round(done: tuple[Run, str]) -> None:
     cells = frame.cells(done[0])
     assert (cells["limit_share"] > 0).all()
     assert (cells["chain_share"] > 0).all()
+    assert tables.results(cells)["of the chain"].str.endswith("%").all()
     assert (goals.table(done[0])["share of chain"].str.len() > 0).sum() == 6
 
 
@@ -107,6 +108,9 @@ def test_runs_without_chains_have_no_such_column(done: tuple[Run, str], tmp_path
     (older / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     table = goals.table(Run.open(older))
     assert "share of chain" not in table.columns
+    results = tables.results(frame.cells(Run.open(older)))
+    assert "of the composite limit" in results.columns
+    assert "of the chain" not in results.columns
     assert (table["share of limit"].str.len() > 0).sum() == 6
 
 

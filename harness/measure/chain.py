@@ -21,13 +21,15 @@ from ...impls import AttentionProblem
 Part = Literal["forward", "backward"]
 #: Rows of a block of all query heads of a group, of which the best counts.
 ROWS = (64, 128, 256, 512, 1024)
-#: What the scores of several heads' block take at most, and how many blocks of a pass are called, evenly apart.
-CACHED_BYTES, _SAMPLED = 8 * 2**20, 4
+#: What a block's scores may take, so that they stay in a cache.
+CACHED_BYTES = 8 * 2**20
+#: Of a pass with more blocks so many are called, or up to twice as many, evenly apart.
+_SAMPLED = 4
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Calls for some of a pass's blocks, which have such a `share` of its scores."""
+    """Calls for some of a pass's blocks, which have such a `share` of its scores, 0 to 1: seconds / share are the pass's."""
 
     calls: tuple[Callable[[], None], ...]
     share: float
@@ -39,7 +41,10 @@ class Chain:
 
 
 def chains(problem: AttentionProblem, part: Part, dtype: torch.dtype) -> Iterator[Chain]:
-    """Every chain that is tried: heights of blocks, heads at once, softmax or exponentials as they are."""
+    """Every chain that is tried: heights of blocks, heads at once, softmax or exponentials as they are.
+
+    Backward computes a block's scores and softmax again (Rabe & Staats 2021, arXiv:2112.05682, section 3).
+    """
     every = problem.batch * problem.heads_kv
     for rows in sorted({max(1, min(each // problem.group_size, problem.seq_q)) for each in ROWS}):
         head_bytes = problem.group_size * rows * problem.seq_kv * dtype.itemsize

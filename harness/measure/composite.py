@@ -17,13 +17,11 @@ import torch
 
 from ...impls import ELEMENT_BYTES, AttentionProblem, Pass
 from ..records import CompositeLimit
-from .chain import Part, chains
+from .chain import CACHED_BYTES, Part, chains
 from .inputs import torch_dtype
 
 #: Rows of a block, of which the best counts.
 ROWS = (64, 128, 256, 512)
-#: What a block's operands may take, so that they stay in a cache.
-CACHED_BYTES = 8 * 2**20
 #: Scores of so few rows may be faster the other way round.
 _FEW_ROWS = 16
 #: More keys than these do not make a product faster.

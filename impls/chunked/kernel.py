@@ -84,18 +84,18 @@ def _attend(
     kept = _Kept.empty(q, method.products) if keeps and method.backward.cuts_keys else None
     blocks = method.forward.forward
     has_more = method.unshifted and len(blocks) > 1
-    of_later = torch.ones(q.shape[:-1], dtype=method.products, device=q.device) if has_more else None
+    later_totals = torch.ones(q.shape[:-1], dtype=method.products, device=q.device) if has_more else None
     for block in blocks:
         if method.unshifted:
             # Where scores are large some of the first block's are, most often: those are looked at first.
-            arithmetic.attend_unshifted(q, k, v, block, out, None if block is blocks[0] else of_later, kept)
+            arithmetic.attend_unshifted(q, k, v, block, out, None if block is blocks[0] else later_totals, kept)
         elif method.forward.cuts_keys:
             arithmetic.attend_online(q, k, v, block, out, kept)
         else:
             arithmetic.attend(q, k, v, block, out)
         arithmetic.calls.make_if_many()
-    if of_later is not None:
-        arithmetic.calls.add(_hold_small, of_later)
+    if later_totals is not None:
+        arithmetic.calls.add(_hold_small, later_totals)
     arithmetic.calls.make()
     return out.view(query.shape), kept
 
