@@ -274,6 +274,34 @@ def test_values_of_any_size_stay_right(factor: float) -> None:
     assert not _faults(problem, inputs, {"softmax": "unshifted"})
 
 
+@pytest.mark.parametrize("factor", [0.0, 1e-20, 1e20])
+@pytest.mark.parametrize("options", [{}, {"query_block": 48, "key_block": 64}], ids=str)
+def test_gradients_of_any_size_stay_right(factor: float, options: dict[str, Any]) -> None:
+    """Backward divides the gradient of out by sums of up to e**32 before it multiplies: that takes it not out of float32."""
+    problem = AttentionProblem(heads_q=4, heads_kv=2, seq_q=150, seq_kv=300, head_dim=64, mask="causal")
+    inputs = _scaled(problem, 4.0)
+    inputs = inputs._replace(grad_out=inputs.grad_out * factor)
+    assert not _faults(problem, inputs, {"softmax": "unshifted", **options})
+
+
+@pytest.mark.parametrize(("heads_q", "softmax", "more"), [(4, "unshifted", 4), (2, "unshifted", 4), (4, "fused", 0)])
+def test_backward_keeps_no_more_than_sums_of_rows(heads_q: int, softmax: str, more: int) -> None:
+    """Beside its arguments and result, so many bytes a row, where it computes exponentials again and not a softmax."""
+    problem = AttentionProblem(heads_q=heads_q, heads_kv=2, seq_q=300, seq_kv=300, head_dim=64)
+    tensors = Tensors(*(each.requires_grad_() for each in draw(problem, 7)[:3]))
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = get("chunked", {"softmax": softmax}).prepare(problem, tensors)()
+    for each in (*tensors, out):
+        kept.pop(each.untyped_storage().data_ptr(), None)
+    assert sum(kept.values()) == heads_q * problem.seq_q * more
+
+
 @pytest.mark.parametrize(
     ("dtype", "seq", "options", "need"),
     [

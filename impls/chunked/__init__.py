@@ -36,7 +36,7 @@ class Chunked(Implementation):
     name = "chunked"
     summary = "in-repo exact attention in blocks, linear memory"
     package = "attnbench"
-    revision = 12
+    revision = 13
     options: ClassVar[Mapping[str, Option]] = {
         "query_block": Option(1024),
         "key_block": Option(262144),
@@ -57,7 +57,7 @@ class Chunked(Implementation):
         from .blocks import Limits, second_level_cache_bytes
         from .kernel import LargeScoresError, attend
         from .method import choose
-        from .precision import are_ordinary, are_small
+        from .precision import are_small
 
         query, key, value = tensors
         limits = Limits(
@@ -83,7 +83,7 @@ class Chunked(Implementation):
 
         def call_and_look() -> Any:
             try:
-                return call() if not fast.unshifted or are_ordinary(value) else safe_call()
+                return call()
             except LargeScoresError:
                 return safe_call()
 

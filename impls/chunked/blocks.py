@@ -1,7 +1,7 @@
 """Which blocks are visited, apart from the arithmetic on them. No torch.
 
 A block is some query rows of some heads against all keys that they see: then one fused softmax does, and nothing is rescaled.
-Only beyond a very large number of keys are these cut into blocks as well.
+Keys are cut as well only where no maximum is taken off the scores, or where they are very many.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LEAST_SHARED_ROWS = 256
 #: and leave threads idle.
 ROWS_OF_ALL_HEADS = 1024
 #: A head with so many scores in a block is worth a block of its own, where otherwise threads would wait for one of them.
-SCORES_OF_A_THREAD = 2**18
+SCORES_OF_A_THREAD = 2**17
 #: At least so many matrices of a head's scores fit the workspace: more of its rows gain nothing, more heads at once do.
 MATRICES_AT_ONCE = 2
 #: What the sums of key and value gradients may take before heads are done in turn.
@@ -142,11 +142,13 @@ class Blocks:
 
     def columns(self, keys: slice) -> int:
         """How long a row of scores is that holds those of these keys."""
+        if not self.pads:
+            return self.width(keys)
         count: int = keys.stop - keys.start
         of_a_line = LINE_BYTES // self.item_bytes
         lines = math.ceil(count / of_a_line)
         is_short = lines * of_a_line == count and count * self.item_bytes < PADDED_BYTES
-        return of_a_line * (lines | 1) if self.pads and not is_short else self.width(keys)
+        return self.width(keys) if is_short else of_a_line * (lines | 1)
 
     @cached_property
     def most_scores(self) -> int:

@@ -1,7 +1,7 @@
 """The arithmetic of chunked attention, forward and backward, block by block.
 
 Legend: n key/value heads of all batches, G query heads of a group, r query rows, c keys of a block, p columns of its scores (keys
-and padding), w of those the columns that a product writes, D head dimension.
+and padding), w of those the columns that a product writes, D head dimension. A dimension G is left out where that is 1.
 Every block is computed in buffers that the next one uses again: writing a product into memory that was mapped for it takes
 longer than the product.
 """
@@ -9,7 +9,7 @@ longer than the product.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -19,11 +19,13 @@ from torch.autograd.function import once_differentiable
 from .blocks import TILE, Block, Blocks
 from .calls import MOST_CALLS, Calls
 from .method import Method
-from .precision import are_small_scores, are_small_sums, exponential
-from .workspace import Workspace, fill, narrowed, part_of
+from .precision import are_ordinary, are_small_scores, are_small_sums, exponential
+from .workspace import Workspace, by_group, fill, narrowed, part_of, without_groups
 
 #: Rows whose hidden scores are masked at once on a CPU, where these are so many that it pays to lay out each strip.
 STRIP, LEAST_STRIPPED = 128, 2**20
+#: As torch's kernels of losses count their reductions.
+_NO_REDUCTION = 0
 
 
 class LargeScoresError(ArithmeticError):
@@ -33,7 +35,7 @@ class LargeScoresError(ArithmeticError):
 class ChunkedAttention(torch.autograd.Function):
     """`attend` with gradients. Backward keeps q, k and v, and computes blocks again (Rabe & Staats 2021, section 3).
 
-    Where the keys of a row are cut into blocks it keeps `_Kept` as well.
+    Where a row's softmax is not taken in one piece it keeps `_Kept` as well.
     """
 
     @staticmethod
@@ -55,9 +57,9 @@ class ChunkedAttention(torch.autograd.Function):
         arithmetic = _Arithmetic(ctx.method, visited, visited.most_backward_scores, ctx.scale, q.device)
         grad_q, grad_k, grad_v = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (q, k, v))
         for some, blocks in visited.backward:
-            sums = _Sums(grad_k[some], grad_v[some], arithmetic.exact, of_one=visited.has_one_row_block)
+            sums = _Sums(grad_k, grad_v, some, visited, arithmetic.exact)
             for block in blocks:
-                arithmetic.differentiate(q, k, v, grad_o, block, kept, grad_q, sums.of(block.heads, some.start))
+                arithmetic.differentiate(q, k, v, grad_o, block, kept, grad_q, sums)
                 arithmetic.calls.make_if_many()
             sums.finish(arithmetic.calls)
         arithmetic.calls.make()
@@ -81,72 +83,79 @@ def _attend(
     q, k, v = _by_group(query, key), key.flatten(0, 1), value.flatten(0, 1)
     arithmetic = _Arithmetic(method, method.forward, method.forward.most_scores, scale, q.device)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    kept = _Kept.empty(q, method.products) if keeps and method.backward.cuts_keys else None
     blocks = method.forward.forward
-    has_more = method.unshifted and len(blocks) > 1
-    later_totals = torch.ones(q.shape[:-1], dtype=method.products, device=q.device) if has_more else None
+    kept = _Kept.of(out, method) if keeps and method.keeps_sums else None
+    totals = None if kept is None else kept.total
+    if totals is None and method.unshifted and len(blocks) > 1:
+        totals = torch.empty((*q.shape[:-1], 1), dtype=method.products, device=q.device)
+    if method.unshifted:
+        arithmetic.calls.add(_hold_ordinary, v)
     for block in blocks:
         if method.unshifted:
             # Where scores are large some of the first block's are, most often: those are looked at first.
-            arithmetic.attend_unshifted(q, k, v, block, out, None if block is blocks[0] else later_totals, kept)
+            arithmetic.attend_unshifted(q, k, v, block, out, totals, kept, looks=block is blocks[0])
         elif method.forward.cuts_keys:
             arithmetic.attend_online(q, k, v, block, out, kept)
         else:
             arithmetic.attend(q, k, v, block, out)
         arithmetic.calls.make_if_many()
-    if later_totals is not None:
-        arithmetic.calls.add(_hold_small, later_totals)
+    if method.unshifted and len(blocks) > 1:
+        arithmetic.calls.add(_hold_small, totals)
     arithmetic.calls.make()
     return out.view(query.shape), kept
 
 
 class _Kept(NamedTuple):
-    """What backward needs of rows whose keys were cut: the softmax's maximum and sum `[n, G, Sq]`, and out unrounded.
+    """What backward needs of rows `[N, G, Sq, 1]`: their softmax's sum, its maximum unless that is 0 for all, and out unrounded.
 
-    Not their log-sum-exp: at scores of 1e4 float32 holds it to 1e-3. Not out as it was returned: dS = P (dP - dO . O)
-    nearly cancels where a row sees one key alone.
+    Not their log-sum-exp: at scores of 1e4 float32 holds it to 1e-3. Not out as it was returned in fewer bits:
+    dS = P (dP - dO . O) nearly cancels where a row sees one key alone.
     """
 
-    highest: Tensor
+    highest: Tensor | None
     total: Tensor
     out: Tensor
 
     @classmethod
-    def empty(cls, q: Tensor, dtype: torch.dtype) -> Self:
-        shapes = (q.shape[:-1], q.shape[:-1], q.shape)
-        return cls(*(torch.empty(shape, dtype=dtype, device=q.device) for shape in shapes))
-
-
-class _Query(NamedTuple):
-    """Query rows `[n, G r, D]` in the dtype of products, and the factor that their products are still to be given."""
-
-    rows: Tensor
-    factor: float
+    def of(cls, out: Tensor, method: Method) -> Self:
+        """For a result that is to be written to `out`, which is kept itself if it is not rounded."""
+        empty = partial(torch.empty, dtype=method.products, device=out.device)
+        rows = (*out.shape[:-1], 1)
+        return cls(
+            None if method.unshifted else empty(rows), empty(rows),
+            out if out.dtype == method.products else empty(out.shape),
+        )  # fmt: skip
 
 
 class _Sums:
-    """Sums of dk and dv `[n, Skv, D]`: 16-bit ones would round at each block, so they are kept exact and rounded once.
+    """Sums of dk and dv over blocks: 16-bit ones would round at each, so they are kept exact and rounded once.
 
     The first block of a head has its last rows, which see all keys: it writes the sums, later ones add to them. Where there
-    is no other, `of_one`, it writes the gradients.
+    is no other it writes the gradients. Where keys are cut each part of them has sums of its own, `[n, c, D]` without a gap.
     """
 
-    def __init__(self, grad_k: Tensor, grad_v: Tensor, exact: torch.dtype, *, of_one: bool) -> None:
-        self._grads = (grad_k, grad_v)
-        self._totals = [
-            each if of_one or each.dtype == exact else torch.empty_like(each, dtype=exact) for each in self._grads
-        ]
+    def __init__(self, grad_k: Tensor, grad_v: Tensor, heads: slice, blocks: Blocks, exact: torch.dtype) -> None:
+        self._grads, self._first, self._exact = (grad_k[heads], grad_v[heads]), heads.start, exact
+        self._is_in_place = blocks.has_one_row_block or (grad_k.dtype == exact and not blocks.cuts_keys)
+        self._parts: dict[int, list[Tensor]] = {}
 
-    def of(self, heads: slice, first: int) -> tuple[Tensor, Tensor]:
-        """The sums of some heads; `first` is the first head that is summed here."""
-        of_k, of_v = (each[heads.start - first : heads.stop - first] for each in self._totals)
-        return of_k, of_v
+    def of(self, heads: slice, keys: slice) -> list[Tensor]:
+        """The sums of some heads and keys."""
+        if keys.start not in self._parts:
+            parts = [narrowed(grad, 1, keys) for grad in self._grads]
+            self._parts[keys.start] = parts if self._is_in_place else [self._empty(part) for part in parts]
+        mine = slice(heads.start - self._first, heads.stop - self._first)
+        seen = slice(0, keys.stop - keys.start)
+        return [narrowed(narrowed(total, 0, mine), 1, seen) for total in self._parts[keys.start]]
 
     def finish(self, calls: Calls) -> None:
         """Write the gradients."""
-        for grad, total in zip(self._grads, self._totals, strict=True):
-            if total is not grad:
-                calls.add(grad.copy_, total)
+        for start, totals in self._parts.items() if not self._is_in_place else ():
+            for grad, total in zip(self._grads, totals, strict=True):
+                calls.add(narrowed(grad, 1, slice(start, start + total.shape[1])).copy_, total)
+
+    def _empty(self, part: Tensor) -> Tensor:
+        return torch.empty(part.shape, dtype=self._exact, device=part.device)
 
 
 class _Arithmetic:
@@ -155,6 +164,7 @@ class _Arithmetic:
     def __init__(self, method: Method, blocks: Blocks, most_scores: int, scale: float, device: torch.device) -> None:
         self._method, self._blocks, self._scale, self._device = method, blocks, scale, device
         self._operands, self._products = method.operands, method.products
+        self._exponential, self._unit = exponential(method.products)
         #: What sums over blocks are kept in.
         self.exact = torch.float64 if self._products == torch.float64 else torch.float32
         #: MKL gives whole matrices to threads, as softmax and exp whole rows: where each has rows of one head, scores stay in
@@ -167,46 +177,50 @@ class _Arithmetic:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor) -> None:
         """Rows against all keys they see: one softmax and two products. Writes the block's part of `out`."""
         (keys,) = block.keys
-        scores = self._scores(self._query(q, block), self._space.columns("k", k, block.heads, keys), block, keys)
+        rows, columns = self._space.rows("q rows", q, block), self._space.columns("k", k, block.heads, keys)
+        scores = self._scores(rows, columns, block, keys)
         self.calls.add(torch.softmax, scores, -1, out=scores)
         weights = self._space.operand("weights", scores)
         self._write(part_of(out, block), weights, self._space.terms("v", v, block.heads, keys))
 
     def attend_unshifted(
-        self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor, totals: Tensor | None, kept: _Kept | None
-    ) -> None:
+        self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor, totals: Tensor | None,
+        kept: _Kept | None, *, looks: bool,
+    ) -> None:  # fmt: skip
         """Rows against their keys part by part, of scores so small that no maximum need be taken off them.
 
         Then exp and a sum take the place of a softmax's three passes, and parts add up as they are. Writes as `attend_online`,
-        and the sums of rows, which tell whether scores were small, to `totals` `[N, G, Sq]`: without them it asks at once.
+        and the sums of rows, which tell whether scores were small, to `totals` `[N, G, Sq, 1]`; it `looks` at them at once if so.
         """
-        query, part, dim = self._query(q, block), part_of(out, block), v.shape[-1]
+        rows, part, dim = self._space.rows("q rows", q, block), part_of(out, block), v.shape[-1]
+        mine = None if totals is None else part_of(totals, block)
         ones = TILE if self._method.sums_in_product else 0
-        sums = self._space.buffer("sums", (*query.rows.shape[:2], dim + ones))
-        acc = narrowed(sums, 2, slice(0, dim))
-        total = narrowed(sums, 2, slice(dim, dim + 1)) if ones else self._space.buffer("totals", (*sums.shape[:2], 1))
-        for keys in block.keys:
-            weights = self._weights(query, self._space.columns("k", k, block.heads, keys), block, keys)
-            is_first = keys is block.keys[0]
+        sums = self._space.buffer("sums", (*rows.shape[:2], dim + ones))
+        acc, total = narrowed(sums, 2, slice(0, dim)), mine
+        if ones:
+            total = narrowed(sums, 2, slice(dim, dim + 1))
+        elif total is None or total.dim() > acc.dim():
+            total = self._space.buffer("totals", (*acc.shape[:2], 1))
+        is_cut = len(block.keys) > 1 and not ones
+        of_parts = total.unsqueeze(0)
+        if is_cut:
+            of_parts = self._space.buffer("totals of parts", (len(block.keys), *total.shape))
+        for keys, of_part in zip(block.keys, of_parts.unbind(), strict=True):
+            weights = self._weights(rows, self._space.columns("k", k, block.heads, keys), block, keys)
             if not ones:
-                of_part = total if is_first else self._space.buffer("totals of a part", total.shape)
                 self.calls.add(torch.sum, weights, -1, keepdim=True, out=of_part)
-                if not is_first:
-                    self.calls.add(total.add_, of_part)
             values = self._space.terms("v", v, block.heads, keys, ones=ones)
-            self._multiply(sums, weights, values, 1.0, beta=0 if is_first else 1)
-        if totals is None:
+            self._multiply(sums, weights, values, 1.0, beta=0 if keys is block.keys[0] else 1)
+        if is_cut:
+            self.calls.add(torch.sum, of_parts, 0, out=total)
+        if looks:
             self.calls.add(_hold_small, total)
-        else:
-            mine = part_of(totals, block)
-            self.calls.add(mine.copy_, total.view(mine.shape))
-        if part.shape[1] == 1:
-            self.calls.add(torch.div, acc.unsqueeze(1), total.unsqueeze(1), out=part)
-        else:
-            self.calls.add(torch.div, acc.unflatten(1, part.shape[1:3]), total.unflatten(1, part.shape[1:3]), out=part)
-        if kept is not None:
+        if mine is not None and mine is not total:
+            self.calls.add(mine.copy_, by_group(total, mine))
+        self.calls.add(torch.div, by_group(acc, part), by_group(total, part), out=part)
+        if kept is not None and kept.out is not out:
             self.calls.add(acc.div_, total)
-            self._keep(kept, block, torch.zeros_like(total), total, acc)
+            self._store(kept.out, block, acc)
 
     def attend_online(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor, kept: _Kept | None) -> None:
         """Rows against their keys part by part. Writes the block's part of `out`, and there what backward needs.
@@ -214,71 +228,76 @@ class _Arithmetic:
         The online softmax of Milakov & Gimelshein 2018, section 3: the running maximum rescales what was summed before.
         Products are at least float32 here: 16-bit scores less their maximum would be rounded once more.
         """
-        part = part_of(out, block)
-        query = self._query(q, block)
-        acc = self._space.buffer("sums", query.rows.shape)
+        rows = self._space.rows("q rows", q, block)
+        acc = self._space.buffer("sums", rows.shape)
         highest, total = (self._space.buffer(name, (*acc.shape[:2], 1)) for name in ("highest", "totals"))
         for each, value in ((acc, 0.0), (highest, -math.inf), (total, 0.0)):
             self.calls.add(each.fill_, value)
         for keys in block.keys:
-            scores = self._scores(query, self._space.columns("k", k, block.heads, keys), block, keys)
+            scores = self._scores(rows, self._space.columns("k", k, block.heads, keys), block, keys)
             self.calls.add(_accumulate, acc, highest, total, scores, self._space.terms("v", v, block.heads, keys))
         self.calls.add(acc.div_, total)
-        self.calls.add(part.copy_, acc.view(part.shape))
-        self._keep(kept, block, highest, total, acc)
+        self._store(out, block, acc)
+        for tensor, result in zip(kept or (), (highest, total, acc), strict=False):
+            if tensor is not None and tensor is not out:
+                self._store(tensor, block, result)
 
     def differentiate(
         self, q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, block: Block, kept: _Kept | None,
-        grad_q: Tensor, sums: tuple[Tensor, Tensor],
+        grad_q: Tensor, sums: _Sums,
     ) -> None:  # fmt: skip
         """The gradients of a block: writes its part of `grad_q`, writes or adds to the sums of dk and dv.
 
-        Where keys are cut, E = exp(S - max) stands for P = E / total, and dO / total for dO (FlashAttention-2,
+        With what was kept, E = exp(S - max) stands for P = E / total, and dO / total for dO (FlashAttention-2,
         algorithm 2, has P itself from the log-sum-exp).
         """
-        query, grad_rows = self._query(q, block), self._space.rows("grad rows", grad_out, block)
+        rows, grad_rows = self._space.rows("q rows", q, block), self._space.rows("grad rows", grad_out, block)
         highest = delta = None
+        slope = self._scale
         if kept is not None:
-            highest, total, out = (part_of(each, block).flatten(1, 2) for each in kept)
-            highest, total = highest.unsqueeze(-1), total.unsqueeze(-1)
-            divided = self._space.buffer("divided rows", out.shape)
+            highest, total, out = (None if each is None else without_groups(part_of(each, block)) for each in kept)
+            divided = self._space.buffer("divided rows", grad_rows.shape)
+            delta = self._space.buffer("delta", (*grad_rows.shape[:2], 1))
             self.calls.add(torch.div, grad_rows, total, out=divided)
-            grad_rows, delta = divided, self._space.buffer("delta", total.shape)
-            self.calls.add(_dot_rows, grad_rows, out, delta)
-        grad_k, grad_v = sums
+            self.calls.add(_dot_rows, divided, out, delta)
+            # Of twice the gradient of the scores.
+            grad_rows, slope = divided, self._scale / 2
         is_first = block.rows.stop == self._blocks.seq_q
-        part = part_of(grad_q, block)
-        total_q = None if len(block.keys) == 1 else self._space.buffer("query sums", query.rows.shape, self.exact)
+        total_q = None if len(block.keys) == 1 else self._space.buffer("query sums", rows.shape, self.exact)
         for keys in block.keys:
-            k_block, v_block = (
-                self._space.columns("k", k, block.heads, keys),
-                self._space.columns("v", v, block.heads, keys),
-            )
-            scores = self._scores(query, k_block, block, keys)
-            if highest is None:
+            grad_k, grad_v = sums.of(block.heads, keys)
+            k_columns = self._space.columns("k", k, block.heads, keys)
+            v_columns = self._space.columns("v", v, block.heads, keys)
+            if kept is None:
+                scores = self._scores(rows, k_columns, block, keys)
                 self.calls.add(torch.softmax, scores, -1, out=scores)
+            elif highest is None:
+                scores = self._weights(rows, k_columns, block, keys)
             else:
+                scores = self._scores(rows, k_columns, block, keys)
                 self.calls.add(scores.sub_, highest)
                 self.calls.add(scores.exp_)
             turned_weights = self._space.operand("weights", scores).transpose(1, 2)
-            self._add_product(narrowed(grad_v, 1, keys), turned_weights, grad_rows, is_first=is_first)
-            grad_weights = self._matrix("grad scores", grad_rows, v_block, keys)
+            self._add_product(grad_v, turned_weights, grad_rows, is_first=is_first)
+            grad_weights = self._matrix("grad scores", grad_rows, v_columns, keys)
             fill(self.calls, grad_weights, keys.stop - keys.start, 0.0)
-            self.calls.add(_softmax_gradient, scores, grad_weights, delta)
+            if delta is None:
+                self.calls.add(_softmax_gradient, scores, grad_weights)
+            else:
+                self.calls.add(_twice_exponential_gradient, scores, grad_weights, delta)
             grad_scores = self._space.operand("weights", grad_weights)
             terms = self._space.terms("k", k, block.heads, keys)
             if total_q is None:
-                self._write(part, grad_scores, terms, self._scale)
+                self._write(part_of(grad_q, block), grad_scores, terms, slope)
             else:
-                self._add_product(total_q, grad_scores, terms, is_first=keys is block.keys[0])
-            self._add_product(narrowed(grad_k, 1, keys), grad_scores.transpose(1, 2), *query, is_first=is_first)
+                self._add_product(total_q, grad_scores, terms, slope, is_first=keys is block.keys[0])
+            self._add_product(grad_k, grad_scores.transpose(1, 2), rows, slope, is_first=is_first)
         if total_q is not None:
-            self.calls.add(total_q.mul_, self._scale)
-            self.calls.add(part.copy_, total_q.view(part.shape))
+            self._store(grad_q, block, total_q)
 
-    def _scores(self, query: _Query, k_block: Tensor, block: Block, keys: slice) -> Tensor:
+    def _scores(self, rows: Tensor, columns: Tensor, block: Block, keys: slice) -> Tensor:
         """Scaled scores `[n, G r, c]`, minus infinity where a row does not see a key."""
-        scores, count = self._all_scores(query, k_block, keys), keys.stop - keys.start
+        scores, count = self._all_scores(rows, columns, keys), keys.stop - keys.start
         if self._method.looks:
             self.calls.add(_hold_small_scores, narrowed(scores, 2, slice(0, count)))
         fill(self.calls, scores, count, -math.inf)
@@ -304,11 +323,10 @@ class _Arithmetic:
             if end < count:
                 self.calls.add(strip[:, :, max(0, end) : count].fill_, -math.inf)
 
-    def _weights(self, query: _Query, k_block: Tensor, block: Block, keys: slice) -> Tensor:
+    def _weights(self, rows: Tensor, columns: Tensor, block: Block, keys: slice) -> Tensor:
         """The exponentials of scores that are small, 0 where a row does not see a key: exp is slow at minus infinity."""
-        function, unit = exponential(self._products)
-        scores = self._all_scores(_Query(query.rows, query.factor / unit), k_block, keys)
-        self.calls.add(function, scores, out=scores)
+        scores = self._all_scores(rows, columns, keys, self._unit)
+        self.calls.add(self._exponential, scores, out=scores)
         # Where the values' columns of ones sum the weights, those of keys of zeros meet zeros there; other padding is no number.
         fill(
             self.calls,
@@ -317,20 +335,23 @@ class _Arithmetic:
             0.0,
         )
         if (diagonal := self._diagonal(scores, block, keys)) is not None:
-            rows, seen = diagonal
+            by_head, seen = diagonal
             # Over all columns: of some of them torch would make a copy first.
-            self.calls.add(rows.tril_, seen)
+            self.calls.add(by_head.tril_, seen)
         return scores
 
-    def _all_scores(self, query: _Query, k_block: Tensor, keys: slice) -> Tensor:
-        """Scaled scores `[n, G r, p]`, of hidden keys as well; what they are in padding is not said."""
-        rows, factor = query
+    def _all_scores(self, rows: Tensor, columns: Tensor, keys: slice, unit: float = 1.0) -> Tensor:
+        """Scores by this unit `[n, G r, p]`, of hidden keys as well; what they are in padding is not said.
+
+        A product takes the scale at no cost, and before it is rounded.
+        """
+        factor = self._scale / unit
         if self._method.turns:
-            turned = self._product("turned", k_block, rows.transpose(1, 2)).transpose(1, 2)
+            turned = self._product("turned", columns.transpose(1, 2), rows.transpose(1, 2)).transpose(1, 2)
             scores = self._space.buffer("scores", turned.shape)
             self.calls.add(torch.mul, turned, factor, out=scores)
         else:
-            scores = self._matrix("scores", rows, k_block, keys, factor)
+            scores = self._matrix("scores", rows, columns, keys, factor)
         return scores
 
     def _diagonal(self, matrix: Tensor, block: Block, keys: slice) -> tuple[Tensor, int] | None:
@@ -345,15 +366,11 @@ class _Arithmetic:
         rows = matrix if matrix.shape[1] == count else matrix.view(-1, count, matrix.shape[-1])
         return rows, first - keys.start
 
-    def _query(self, q: Tensor, block: Block) -> _Query:
-        """A product takes a factor at no cost, and before it is rounded."""
-        return _Query(self._space.rows("q rows", q, block), self._scale)
-
-    def _matrix(self, name: str, rows: Tensor, k_block: Tensor, keys: slice, factor: float = 1.0) -> Tensor:
+    def _matrix(self, name: str, rows: Tensor, columns: Tensor, keys: slice, factor: float = 1.0) -> Tensor:
         """Products of rows and keys `[n, G r, p]`; what they are in padding is not said."""
         # Padding makes rows of the matrix longer, not the product: oneDNN is slower at an odd number of columns.
         matrix = self._space.scores(name, rows.shape[0], rows.shape[1], keys)
-        self._multiply(narrowed(matrix, 2, slice(0, k_block.shape[1])), rows, k_block.transpose(1, 2), factor)
+        self._multiply(narrowed(matrix, 2, slice(0, columns.shape[2])), rows, columns, factor)
         return matrix
 
     def _product(self, name: str, left: Tensor, right: Tensor, factor: float = 1.0) -> Tensor:
@@ -380,7 +397,7 @@ class _Arithmetic:
         if rows is not None and self._takes_products(rows):
             self._multiply(rows, left, right, factor)
         else:
-            self.calls.add(part.copy_, self._product("rows", left, right, factor).view(part.shape))
+            self.calls.add(part.copy_, by_group(self._product("rows", left, right, factor), part))
 
     def _add_product(self, total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0, *, is_first: bool) -> None:
         """Add factor left right to a total, or write it there if it is the first; what left has more rows are padding."""
@@ -399,11 +416,10 @@ class _Arithmetic:
         """
         return not self._by_matrix or out.is_contiguous() or out.shape[0] % self._blocks.threads != 0
 
-    def _keep(self, kept: _Kept | None, block: Block, *results: Tensor) -> None:
-        """Write a block's part of what backward needs."""
-        for tensor, result in zip(kept or (), results, strict=False):
-            stored = part_of(tensor, block)
-            self.calls.add(stored.copy_, result.reshape(stored.shape))
+    def _store(self, tensor: Tensor, block: Block, result: Tensor) -> None:
+        """Write a block's result `[n, G r, ...]` to its part of a tensor `[N, G, Sq, ...]`."""
+        part = part_of(tensor, block)
+        self.calls.add(part.copy_, by_group(result, part))
 
 
 def multiply_wider(out: Tensor, left: Tensor, right: Tensor, *, beta: float, alpha: float) -> Tensor:
@@ -416,6 +432,11 @@ def multiply_wider(out: Tensor, left: Tensor, right: Tensor, *, beta: float, alp
 def _addends(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What is added to scores on the diagonal: row t sees key t of them and those before."""
     return torch.full((rows, rows), -math.inf, dtype=dtype, device=device).triu_(1)
+
+
+def _hold_ordinary(values: Tensor) -> None:
+    if not are_ordinary(values):
+        raise LargeScoresError
 
 
 def _hold_small(totals: Tensor) -> None:
@@ -443,13 +464,19 @@ def _dot_rows(left: Tensor, right: Tensor, out: Tensor) -> None:
     torch.sum(left * right, -1, keepdim=True, out=out)
 
 
-def _softmax_gradient(weights: Tensor, grad_weights: Tensor, delta: Tensor | None) -> Tensor:
-    """dS = P (dP - delta) in place of dP; delta = sum_j P_ij dP_ij is taken from the block where it holds whole rows."""
-    if delta is not None:
-        return grad_weights.sub_(delta).mul_(weights)
+def _softmax_gradient(weights: Tensor, grad_weights: Tensor) -> Tensor:
+    """dS = P (dP - sum_j P_ij dP_ij) in place of dP, of whole rows."""
     # Autograd's own kernel for a softmax: two passes over the block where the formula takes five.
     backward = torch.ops.aten._softmax_backward_data.out  # noqa: SLF001 - torch has no public name for it
     gradient: Tensor = backward(grad_weights, weights, -1, weights.dtype, grad_input=grad_weights)
+    return gradient
+
+
+def _twice_exponential_gradient(exponentials: Tensor, grad: Tensor, delta: Tensor) -> Tensor:
+    """2 dS = 2 E (dE - delta) in place of dE, where delta `[n, G r, 1]` is what a row's dE are on average."""
+    # Autograd's kernel for a squared difference, E times (dE - delta)^2: one pass where subtraction and product take two.
+    backward = torch.ops.aten.mse_loss_backward.grad_input
+    gradient: Tensor = backward(exponentials, grad, delta, _NO_REDUCTION, grad_input=grad)
     return gradient
 
 
@@ -457,4 +484,6 @@ def _by_group(tensor: Tensor, key: Tensor) -> Tensor:
     """`[B, Hq, S, D]` as `[B Hkv, G, S, D]`."""
     batch, heads, rows, dim = tensor.shape
     heads_kv = key.shape[1]
+    if heads == heads_kv:
+        return tensor.flatten(0, 1)
     return tensor.reshape(batch * heads_kv, heads // heads_kv, rows, dim)

@@ -22,11 +22,12 @@ from .precision import (
     widens,
 )
 
-#: Where no maximum is taken off the scores, parts of a row's keys add up at no cost, and so many at least stay in cache.
-UNSHIFTED_KEYS = 512
+#: Where no maximum is taken off the scores, parts of a row's keys add up at no cost: of so many keys, for each thread if there is
+#: but one head, and with such a part of a thread's bytes for a matrix of scores, that these stay in a core's own cache.
+UNSHIFTED_KEYS, UNSHIFTED_PART = 512, 4
 #: Values are read to see whether they are ordinary: in float32 that pays where there are so many times more scores than
 #: elements to read. What it takes besides is as long as so many elements.
-SCORES_PER_ELEMENT, ELEMENTS_MORE = 3, 2**18
+SCORES_PER_ELEMENT, ELEMENTS_MORE = 3, 2**16
 #: An unshifted sum in 16 bits is rounded before it is divided: beside the rounding of so many weights that is little.
 LEAST_KEYS = 16
 #: To look at a score takes as long as to read so many elements for the bound.
@@ -50,6 +51,15 @@ class Method:
     unshifted: bool = False
     looks: bool = False
     sums_in_product: bool = False
+
+    @property
+    def keeps_sums(self) -> bool:
+        """Whether backward needs the sums of rows that forward takes, since it has exponentials where else a softmax is.
+
+        Without a need not where `out` is rounded: it would be kept unrounded as well.
+        """
+        has_exponentials = self.unshifted and self.products.itemsize > 2 and not self.backward.converts
+        return self.backward.cuts_keys or has_exponentials
 
 
 @dataclass(frozen=True)
@@ -100,8 +110,7 @@ def choose(
         why += "; scores padded"
     if fast == safe:
         pays = _pays(problem)
-        blocks = Blocks.of(problem, _in_parts(limits, problem, wide), wide.itemsize, converts=wide != dtype)
-        unshifted = replace(fast, forward=blocks, unshifted=True)
+        unshifted = _unshifted(fast, problem, limits)
     else:
         # Here a fused softmax needs a look at the scores too.
         is_short = _has_few_scores(problem)
@@ -136,11 +145,22 @@ def _can_be_unshifted(fast: Method) -> bool:
     return bears_exponentials(fast.products) and fast.forward.seq_kv >= LEAST_KEYS
 
 
-def _in_parts(limits: Limits, problem: AttentionProblem, products: torch.dtype) -> Limits:
-    """As many keys as fill the workspace with all heads, but no fewer than `UNSHIFTED_KEYS`."""
-    rows = problem.batch * problem.heads_kv * min(limits.rows, problem.group_size * problem.seq_q)
-    fitting = limits.workspace_bytes // (rows * products.itemsize)
-    return replace(limits, keys=min(limits.keys, max(UNSHIFTED_KEYS, fitting)))
+def _unshifted(method: Method, problem: AttentionProblem, limits: Limits) -> Method:
+    """This method without maxima: parts of a row's keys need nothing of each other then, and are so small that cache holds them.
+
+    Backward as well, unless it takes a softmax of whole rows.
+    """
+    keys = UNSHIFTED_KEYS * max(1, limits.threads // (problem.batch * problem.heads_kv))
+
+    def parts(matrices: int) -> Blocks:
+        of_part = limits
+        if limits.thread_bytes is not None:
+            cached = matrices * limits.thread_bytes // UNSHIFTED_PART
+            of_part = replace(limits, keys=min(limits.keys, keys), thread_bytes=cached)
+        return Blocks.of(problem, of_part, method.products.itemsize, converts=method.forward.converts)
+
+    unshifted = replace(method, forward=parts(1), unshifted=True)
+    return replace(unshifted, backward=parts(2)) if unshifted.keeps_sums else unshifted
 
 
 def _has_few_scores(problem: AttentionProblem) -> bool:

@@ -11,9 +11,14 @@ from torch import Tensor
 from .blocks import Block, Blocks
 from .calls import Calls
 
+#: So many views of keys and values, and of buffers, are held at most for later blocks.
+MOST_VIEWS = 256
+#: Copies of keys and values of so many bytes are held, where products do not take them as they are: later blocks need not copy.
+MOST_COPIED_BYTES = 8 * 2**20
 
-class _Taken(NamedTuple):
-    """Keys or values of some heads as operands. What one block took serves the next, if that has its heads and keys."""
+
+class _Copy(NamedTuple):
+    """Keys or values of some heads, copied; what one block copied serves the next, if that has its heads and keys."""
 
     heads: slice
     keys: slice
@@ -34,14 +39,17 @@ class Workspace:
         self._blocks, self._operands, self._products, self._device = blocks, operands, products, device
         self._most_scores = most_scores
         self._is_onednn = device.type == "cpu" and operands.itemsize == 2
-        self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
-        self._held: dict[str, _Taken] = {}
+        self._buffers: dict[str, Tensor] = {}
+        self._shaped: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._views: dict[tuple[str, int, int, int, int], Tensor] = {}
+        self._copies: dict[str, _Copy] = {}
+        self._copied_bytes = 0
 
     def rows(self, name: str, tensor: Tensor, block: Block) -> Tensor:
         """These rows as `[n, G r, D]` in the dtype of operands: a view where that can be, else a copy."""
         mine = part_of(tensor, block)
         taken = self.viewed(mine, self._operands)
-        return self._copied(name, mine).flatten(1, 2) if taken is None else taken
+        return without_groups(self._copied(name, mine)) if taken is None else taken
 
     def viewed(self, part: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Rows `[n, G, r, D]` as `[n, G r, D]`, if they are of this dtype and a product takes them or writes there as they are.
@@ -51,18 +59,18 @@ class Workspace:
         if part.dtype != dtype:
             return None
         if part.is_contiguous():
-            return _alone(part.flatten(1, 2))
-        return part.squeeze(1) if part.shape[1] == 1 and not self._is_onednn else None
+            return _alone(without_groups(part))
+        return part if part.dim() == 3 and not self._is_onednn else None
 
     def columns(self, name: str, tensor: Tensor, heads: slice, keys: slice) -> Tensor:
-        """Keys or values of a block as the columns of a matrix of scores `[n, w, D]`: a view where they are, else a copy.
+        """Keys or values of a block as the columns of a matrix of scores `[n, D, w]`: a view where they are, else a copy.
 
         Of several heads in 16 bits a part is copied as well: else oneDNN copies it for each product, and transposed.
         """
-        return self._taken(name, tensor, heads, keys, self._blocks.width(keys))
+        return self._taken(name, tensor, heads, keys, self._blocks.width(keys)).mT
 
     def terms(self, name: str, tensor: Tensor, heads: slice, keys: slice, *, ones: int = 0) -> Tensor:
-        """As `columns`, to be summed with a row of scores as weights `[n, p, D + ones]`: zeros for its padding.
+        """As `columns`, but to be summed with a row of scores as weights `[n, p, D + ones]`: zeros for its padding.
 
         With `ones` so many columns of them come after the others, for the sum of the weights.
         """
@@ -71,23 +79,39 @@ class Workspace:
         return self._taken(name, tensor, heads, keys, rows, ones)
 
     def _taken(self, name: str, tensor: Tensor, heads: slice, keys: slice, rows: int, ones: int = 0) -> Tensor:
-        held = self._held.get(name)
-        if held is None or held.heads != heads or held.keys != keys:
-            held = self._held[name] = _Taken(heads, keys, self._taken_anew(name, tensor, heads, keys, rows, ones))
-        return held.tensor
-
-    def _taken_anew(self, name: str, tensor: Tensor, heads: slice, keys: slice, rows: int, ones: int) -> Tensor:
+        key = (name, heads.start, heads.stop, keys.start, keys.stop)
+        if (view := self._views.get(key)) is not None:
+            return view
         count = keys.stop - keys.start
-        taken = tensor if (heads.stop - heads.start, count) == tensor.shape[:2] else tensor[heads, keys]
-        is_operand = taken.dtype == self._operands and (taken.is_contiguous() or not self._is_onednn)
-        if is_operand and rows == count and not ones:
-            return taken if taken is tensor else _alone(taken)
-        copied = self.buffer(name, (taken.shape[0], rows, taken.shape[2] + ones), self._operands)
+        part = tensor if (heads.stop - heads.start, count) == tensor.shape[:2] else tensor[heads, keys]
+        if rows > count or ones or part.dtype != self._operands or (self._is_onednn and not part.is_contiguous()):
+            return self._copied_part(name, part, heads, keys, rows, ones)
+        if len(self._views) >= MOST_VIEWS:
+            self._views.clear()
+        taken = self._views[key] = part if part is tensor else _alone(part)
+        return taken
+
+    def _copied_part(self, name: str, part: Tensor, heads: slice, keys: slice, rows: int, ones: int) -> Tensor:
+        """A copy with so many rows, zeros behind its own, and so many columns of ones."""
+        count, dim = part.shape[1:]
+        # Under a causal mask heads come in turn, else one after another, and later ones take the place of earlier.
+        place = f"{name} of {heads.start if self._blocks.causal else 0}, {keys.start}"
+        for held in (self._copies.get(place), self._copies.get(name)):
+            if held is not None and held.heads == heads and held.keys == keys:
+                return held.tensor
+        if place not in self._copies:
+            size = part.shape[0] * rows * (dim + ones) * self._operands.itemsize
+            if self._copied_bytes + size > MOST_COPIED_BYTES:
+                place = name
+            else:
+                self._copied_bytes += size
+        copied = self.buffer(place, (part.shape[0], rows, dim + ones), self._operands)
         filled = narrowed(copied, 1, slice(0, count))
-        self._calls.add(narrowed(filled, 2, slice(0, taken.shape[2])).copy_, taken)
-        fill(self._calls, filled, taken.shape[2], 1.0)
+        self._calls.add(narrowed(filled, 2, slice(0, dim)).copy_, part)
+        fill(self._calls, filled, dim, 1.0)
         if rows > count:
             self._calls.add(copied[:, count:].zero_)
+        self._copies[place] = _Copy(heads, keys, copied)
         return copied
 
     def operand(self, name: str, tensor: Tensor) -> Tensor:
@@ -106,17 +130,19 @@ class Workspace:
 
         It is made for `most` elements, if later ones will be larger.
         """
-        memory, last = self._buffers.get(name, (None, None))
-        if last is not None and last.shape == shape:
-            return last
-        count = math.prod(shape)
+        if (shaped := self._shaped.get((name, shape))) is not None:
+            return shaped
+        memory, count = self._buffers.get(name), math.prod(shape)
         if memory is None or memory.numel() < count:
             # Of this shape if it may be: a view less.
             size = (most,) if most > count else shape
-            memory = torch.empty(size, dtype=dtype or self._products, device=self._device)
-        last = memory if memory.shape == shape else memory.view(-1)[:count].view(shape)
-        self._buffers[name] = memory, last
-        return last
+            memory = self._buffers[name] = torch.empty(size, dtype=dtype or self._products, device=self._device)
+            self._shaped = {known: view for known, view in self._shaped.items() if known[0] != name}
+        if len(self._shaped) >= MOST_VIEWS:
+            self._shaped.clear()
+        shaped = memory if memory.shape == shape else memory.view(-1)[:count].view(shape)
+        self._shaped[name, shape] = shaped
+        return shaped
 
     def scores(self, name: str, heads: int, rows: int, keys: slice) -> Tensor:
         """A buffer for a score of each row and key `[n, G r, p]`, padding included."""
@@ -131,8 +157,19 @@ def _alone(matrices: Tensor) -> Tensor:
 def part_of(tensor: Tensor, block: Block) -> Tensor:
     """A block's heads and rows `[n, G, r, ...]` of a tensor `[N, G, Sq, ...]`."""
     heads, rows = block.heads, block.rows
-    is_all = heads.stop - heads.start == tensor.shape[0] and rows.stop - rows.start == tensor.shape[2]
-    return tensor if is_all else tensor[heads, :, rows]
+    if heads.stop - heads.start == tensor.shape[0] and rows.stop - rows.start == tensor.shape[-2]:
+        return tensor
+    return tensor[heads, rows] if tensor.dim() == 3 else tensor[heads, :, rows]
+
+
+def without_groups(part: Tensor) -> Tensor:
+    """A part `[n, G, r, ...]` as `[n, G r, ...]`."""
+    return part if part.dim() == 3 else part.flatten(1, 2)
+
+
+def by_group(rows: Tensor, part: Tensor) -> Tensor:
+    """Rows `[n, G r, ...]` in the dimensions of a part of a tensor `[n, G, r, ...]`."""
+    return rows if part.dim() == 3 else rows.unflatten(1, part.shape[1:3])
 
 
 def narrowed(tensor: Tensor, dim: int, to: slice) -> Tensor:
