@@ -164,6 +164,17 @@ def test_a_chain_has_the_products_of_its_share(part: chain.Part, products: int, 
         assert 1.0 - 1e-9 <= counter.get_total_flops() / wanted < (1.0 + 1e-9 if mask == "full" else 1.7)
 
 
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_a_chain_converts_what_the_problem_has_in_another_dtype(part: chain.Part) -> None:
+    """In float32 products of bfloat16 inputs each chain has copies, and only there."""
+    problem = AttentionProblem(heads_q=2, heads_kv=2, seq_q=100, seq_kv=100, head_dim=32, dtype="bfloat16")
+    wide = problem.model_copy(update={"dtype": "float32"})
+    pairs = zip(chain.chains(problem, part, torch.float32), chain.chains(wide, part, torch.float32), strict=True)
+    for converting, plain in pairs:
+        assert converting.share == plain.share
+        assert len(converting.calls) == len(plain.calls) + 1
+
+
 def test_a_limit_is_the_best_of_its_blocks() -> None:
     """Training has seven products for two; blocks have as many rows as were tried, or as there are."""
     problem = AttentionProblem(heads_q=4, heads_kv=2, seq_q=100, seq_kv=300, head_dim=32, dtype="bfloat16")

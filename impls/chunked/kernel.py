@@ -69,7 +69,8 @@ class ChunkedAttention(torch.autograd.Function):
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, method: Method) -> Tensor:
     """softmax(scale q k^T, masked) v: query `[B, Hq, Sq, D]`, key and value `[B, Hkv, Skv, D]` -> out `[B, Hq, Sq, D]`.
 
-    Errors: `LargeScoresError` where the method looks or is unshifted and a score is beyond `LARGEST_SCORE`.
+    Errors: `LargeScoresError` where the method looks or is unshifted and a score is beyond `LARGEST_SCORE`, or where it is
+    unshifted and values are not `ORDINARY`.
     """
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         out: Tensor = ChunkedAttention.apply(query, key, value, scale, method)  # type: ignore[no-untyped-call]
@@ -108,6 +109,7 @@ def _attend(
 class _Kept(NamedTuple):
     """What backward needs of rows `[N, G, Sq, 1]`: their softmax's sum, its maximum unless that is 0 for all, and out unrounded.
 
+    That is `[N, G, Sq, D]`, and the result itself where this is not rounded.
     Not their log-sum-exp: at scores of 1e4 float32 holds it to 1e-3. Not out as it was returned in fewer bits:
     dS = P (dP - dO . O) nearly cancels where a row sees one key alone.
     """
