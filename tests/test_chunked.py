@@ -64,6 +64,20 @@ def test_every_choice_is_right(options: dict[str, Any]) -> None:
         assert not result.faults, f"{problem}: {result.faults}"
 
 
+@pytest.mark.parametrize("base_2", [True, False])
+def test_float32_exponentials_are_right(monkeypatch: pytest.MonkeyPatch, base_2: bool) -> None:
+    """Of e or of 2, whichever a race says is faster; the launch record tells which."""
+    monkeypatch.setattr(method, "exp2_is_faster", lambda *_: base_2)
+    options = {"products": "float32", "softmax": "unshifted"}
+    for problem in contract.cases(fast_float16=False)[::4]:
+        if problem.dtype == "float64":
+            continue
+        implementation = get("chunked", options)
+        result = run_case(implementation, problem, DEVICE, truth_of(problem))
+        assert not result.faults, f"{problem}: {result.faults}"
+        assert (implementation.backend(frozenset()) or "").endswith("powers of two" if base_2 else "exponentials")
+
+
 @pytest.mark.parametrize(("padding", "ones"), [("always", True), ("auto", True), ("never", False)])
 def test_16_bit_exponentials_are_right(monkeypatch: pytest.MonkeyPatch, padding: str, ones: bool) -> None:
     """Of enough keys, sums of bfloat16 exponentials pass the cases, whichever of keys and values are padded."""
@@ -437,7 +451,8 @@ def test_memory_at_16384_tokens_is_below_the_papers(
 ) -> None:
     """Rabe & Staats 2021, Tables 2 and 3: overhead of one head of 64 in bfloat16; forward saves nothing for backward.
 
-    A CPU that multiplies bfloat16 in software takes minutes for so many tokens, and is asked about a quarter of them.
+    A CPU that multiplies bfloat16 in software takes minutes for so many tokens, and is asked about a quarter of them: of bytes
+    alone, as buffers for scores are no smaller there.
     """
     tokens = 16384 if products == "float32" or MULTIPLIES_BFLOAT16 else 4096
     problem = AttentionProblem(heads_q=1, heads_kv=1, seq_q=tokens, seq_kv=tokens, head_dim=64, dtype="bfloat16")
@@ -447,7 +462,8 @@ def test_memory_at_16384_tokens_is_below_the_papers(
     print(f"{passes}, {products} products: {memory.overhead_bytes} bytes")
     assert memory.overhead_bytes <= most
     matrices = 1 if passes == "forward" else 2
-    assert memory.overhead_bytes * times_below * tokens / 16384 <= matrices * tokens**2 * 4
+    if tokens == 16384:
+        assert memory.overhead_bytes * times_below <= matrices * tokens**2 * 4
     assert not memory.saved_bytes or memory.saved_bytes < 2**20
 
 

@@ -10,9 +10,10 @@ implementation made of calls of torch on such blocks takes less, but by what it 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -31,6 +32,8 @@ CACHED_BYTES = 8 * 2**20
 PART_KEYS = 512
 #: Of a pass with more blocks so many are called, or up to twice as many, evenly apart.
 _SAMPLED = 4
+#: Calls of each exponential, of which the faster is taken.
+_CALLS = 10
 
 
 @dataclass(frozen=True)
@@ -230,13 +233,27 @@ class _Block:
 
     def _exponentials(self, part: _Part, seen: int | None) -> None:
         torch.bmm(self._q, part.turned_k, out=part.scores)
-        (torch.exp2 if part.scores.itemsize == 2 else torch.exp)(part.scores, out=part.scores)
+        _exponential(part.scores.dtype)(part.scores, out=part.scores)
         if seen is not None:
             self._by_head(part).tril_(seen)
 
     def _by_head(self, part: _Part) -> Tensor:
         rows: Tensor = part.scores.view(-1, self._rows, part.scores.shape[-1])
         return rows
+
+
+@cache
+def _exponential(dtype: torch.dtype) -> Callable[..., Tensor]:
+    """The faster of torch's exponentials here, over a block of scores: the least of some calls of each in turn."""
+    scores = torch.ones(CACHED_BYTES // 8 // dtype.itemsize, dtype=dtype)
+    out = torch.empty_like(scores)
+    least = {torch.exp: math.inf, torch.exp2: math.inf}
+    for _ in range(_CALLS):
+        for function, known_s in least.items():
+            begin = time.perf_counter()
+            function(scores, out=out)
+            least[function] = min(known_s, time.perf_counter() - begin)
+    return min(least, key=lambda function: least[function])
 
 
 def _add(total: Tensor, left: Tensor, right: Tensor, *, is_first: bool) -> None:

@@ -14,9 +14,9 @@ from ..api import Implementation, Option, OptionValue, Tensors
 from ..problem import AttentionProblem
 from ..registry import register
 
-#: So many times the second-level cache of a core are its scores of several heads: more are passed through the third level,
-#: which cores share, and fewer are done sooner than they are launched.
-CACHE_FACTOR = 2
+#: So many times the second-level cache of a core are its scores of several heads, and so many bytes where that is small: more are
+#: passed through the third level, which cores share, and fewer are done sooner than they are launched.
+CACHE_FACTOR, LEAST_CACHED_BYTES = 2, 2 * 2**20
 #: A GPU hides the launches of small blocks badly, and has a larger cache: its workspace is this many times a CPU's.
 CUDA_FACTOR = 8
 #: Its tensor cores want more rows than a CPU: on an H100 training takes 2.4 times as long with 128.
@@ -36,7 +36,7 @@ class Chunked(Implementation):
     name = "chunked"
     summary = "in-repo exact attention in blocks, linear memory"
     package = "attnbench"
-    revision = 13
+    revision = 14
     options: ClassVar[Mapping[str, Option]] = {
         "query_block": Option(1024),
         "key_block": Option(262144),
@@ -64,7 +64,7 @@ class Chunked(Implementation):
             int(self.option("query_block")), int(self.option("key_block")), int(self.option("workspace_mib")) * 2**20
         )
         if query.device.type == "cpu":
-            thread_bytes = CACHE_FACTOR * second_level_cache_bytes()
+            thread_bytes = max(LEAST_CACHED_BYTES, CACHE_FACTOR * second_level_cache_bytes())
             limits = replace(limits, threads=torch.get_num_threads(), thread_bytes=thread_bytes)
         else:
             limits = replace(limits, workspace_bytes=CUDA_FACTOR * limits.workspace_bytes, causal_rows=CUDA_CAUSAL_ROWS)

@@ -102,14 +102,16 @@ class Blocks:
         """Blocks for a problem whose scores take `item_bytes` each; `converts` where keys and values need a copy in that type.
 
         `pads` where rows of scores may be longer than keys are many, `aligns` where keys may be copied with some of zeros.
-        A head's scores in a block take `head_bytes` at most, unless those of `LEAST_SHARED_ROWS` rows take more.
+        A head's scores in a block take `head_bytes` at most, unless those of `LEAST_SHARED_ROWS` rows take more; without, its
+        rows are no more than `ROWS_OF_ONE_HEAD`.
         """
         group = problem.group_size
         keys = min(problem.seq_kv, limits.keys)
         of_all_heads = ROWS_OF_ALL_HEADS // (problem.batch * problem.heads_kv)
         most = min(limits.rows, max(LEAST_ROWS, limits.workspace_bytes // MATRICES_AT_ONCE // (keys * item_bytes)))
-        most = min(most, max(ROWS_OF_ONE_HEAD[item_bytes], of_all_heads))
-        if head_bytes is not None:
+        if head_bytes is None:
+            most = min(most, max(ROWS_OF_ONE_HEAD[item_bytes], of_all_heads))
+        else:
             most = min(most, max(LEAST_SHARED_ROWS, head_bytes // (keys * item_bytes)))
         if problem.is_causal and problem.seq_q > 1:
             of_one_head = max(limits.causal_rows or CAUSAL_ROWS[item_bytes], problem.seq_q // CAUSAL_SHARE)

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from .blocks import TILE, Block, Blocks
 from .calls import MOST_CALLS, Calls
 from .method import Method
-from .precision import are_ordinary, are_small_scores, are_small_sums, exponential
+from .precision import are_ordinary, are_small_scores, are_small_sums
 from .workspace import Workspace, by_group, fill, narrowed, part_of, without_groups
 
 #: Rows whose hidden scores are masked at once on a CPU, where these are so many that it pays to lay out each strip.
@@ -166,7 +166,8 @@ class _Arithmetic:
     def __init__(self, method: Method, blocks: Blocks, most_scores: int, scale: float, device: torch.device) -> None:
         self._method, self._blocks, self._scale, self._device = method, blocks, scale, device
         self._operands, self._products = method.operands, method.products
-        self._exponential, self._unit = exponential(method.products)
+        # exp(s) = exp2(s / log 2)
+        self._exponential, self._unit = (torch.exp2, math.log(2)) if method.base_2 else (torch.exp, 1.0)
         #: What sums over blocks are kept in.
         self.exact = torch.float64 if self._products == torch.float64 else torch.float32
         #: MKL gives whole matrices to threads, as softmax and exp whole rows: where each has rows of one head, scores stay in

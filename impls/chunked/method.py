@@ -13,6 +13,7 @@ from .blocks import TALL_CAUSAL_ROWS, Blocks, Limits
 from .precision import (
     aligned_is_faster,
     bears_exponentials,
+    exp2_is_faster,
     exp_is_faster,
     fastest,
     ones_are_faster,
@@ -23,8 +24,9 @@ from .precision import (
 )
 
 #: Where no maximum is taken off the scores, parts of a row's keys add up at no cost: of so many keys, for each thread if there is
-#: but one head, and with such a part of a thread's bytes for a matrix of scores, that these stay in a core's own cache.
-UNSHIFTED_KEYS, UNSHIFTED_PART = 512, 4
+#: but one head, and with such a part of a thread's bytes for a matrix of scores, that these stay in a core's own cache. A smaller
+#: part than this would be no longer computed than its calls are made: then it has all of those bytes.
+UNSHIFTED_KEYS, UNSHIFTED_PART, LEAST_UNSHIFTED_BYTES = 512, 4, 2**20
 #: Values are read to see whether they are ordinary: in float32 that pays where there are so many times more scores than
 #: elements to read. What it takes besides is as long as so many elements.
 SCORES_PER_ELEMENT, ELEMENTS_MORE = 3, 2**16
@@ -39,8 +41,9 @@ class Method:
     """One way to compute attention. `operands` is the dtype of what is multiplied, `products` of the results and between them.
 
     `turns` products of queries: keys times query. `unshifted` takes no maximum off the scores before it takes their
-    exponentials, forwards: it gives up where they are not small; `sums_in_product` takes their sums from the product with the
-    values, beside which are columns of ones. `looks` at every score, and gives up at a large one.
+    exponentials, forwards: it gives up where they are not small; those are powers of two if `base_2`. `sums_in_product` takes
+    their sums from the product with the values, beside which are columns of ones. `looks` at every score, and gives up at a
+    large one.
     """
 
     operands: torch.dtype
@@ -49,6 +52,7 @@ class Method:
     backward: Blocks
     turns: bool = False
     unshifted: bool = False
+    base_2: bool = False
     looks: bool = False
     sums_in_product: bool = False
 
@@ -123,8 +127,9 @@ def choose(
     if softmax == "unshifted" or (softmax == "auto" and pays):
         sums_in_product = unshifted.forward.copies and ones_are_faster(unshifted.products, device)
         if softmax == "unshifted" or exp_is_faster(unshifted.products, device, sums=not sums_in_product):
-            fast = replace(unshifted, sums_in_product=sums_in_product)
-            why += "; softmax unshifted where scores are small"
+            base_2 = exp2_is_faster(unshifted.products, device)
+            fast = replace(unshifted, sums_in_product=sums_in_product, base_2=base_2)
+            why += f"; softmax unshifted where scores are small, of {'powers of two' if base_2 else 'exponentials'}"
     return Choice(fast, safe, why)
 
 
@@ -150,14 +155,18 @@ def _unshifted(method: Method, problem: AttentionProblem, limits: Limits) -> Met
 
     Backward as well, unless it takes a softmax of whole rows.
     """
-    keys = UNSHIFTED_KEYS * max(1, limits.threads // (problem.batch * problem.heads_kv))
+    sharing = max(1, limits.threads // (problem.batch * problem.heads_kv))
 
     def parts(matrices: int) -> Blocks:
-        of_part = limits
-        if limits.thread_bytes is not None:
-            cached = matrices * limits.thread_bytes // UNSHIFTED_PART
-            of_part = replace(limits, keys=min(limits.keys, keys), thread_bytes=cached)
-        return Blocks.of(problem, of_part, method.products.itemsize, converts=method.forward.converts)
+        of_part, head_bytes = limits, None
+        if (cached := limits.thread_bytes) is not None:
+            if cached // UNSHIFTED_PART >= LEAST_UNSHIFTED_BYTES:
+                cached //= UNSHIFTED_PART
+            keys = min(limits.keys, UNSHIFTED_KEYS * sharing)
+            of_part, head_bytes = replace(limits, keys=keys, thread_bytes=matrices * cached), sharing * cached
+        return Blocks.of(
+            problem, of_part, method.products.itemsize, converts=method.forward.converts, head_bytes=head_bytes
+        )
 
     unshifted = replace(method, forward=parts(1), unshifted=True)
     return replace(unshifted, backward=parts(2)) if unshifted.keeps_sums else unshifted

@@ -20,10 +20,10 @@ LARGEST_SCORE = 32.0
 LARGEST_ROUNDED_SCORE = 16.0
 #: exp(32) is 8e13: between these no value that counts leaves float32 when it is multiplied by it, or divided.
 ORDINARY = (2.0**-60, 2.0**60)
-#: The inputs' own dtype must be this much faster than the more accurate float32, and so must what leaves out a step.
+#: The inputs' own dtype must be this much faster than the more accurate float32, and so must whole tiles, and tall blocks.
 ADVANTAGE = 1.2
-#: Ones beside the values and padding cost copies of keys and values but no accuracy, and are taken sooner.
-COPY_ADVANTAGE = 1.05
+#: Ones beside the values, padding, exponentials and powers of two cost no accuracy, and are taken sooner.
+SMALL_ADVANTAGE = 1.05
 #: Shapes of the race: heads, rows, head dimension and keys. Small first: a CPU without 16-bit products may take a thousand times
 #: longer, and is not asked further; where AMX multiplies them, so small a product takes several times as long, and a block less.
 _SMALL, _BLOCK, _HOPELESS = (1, 64, 64, 64), (8, 256, 64, 512), 32
@@ -94,9 +94,11 @@ def bears_exponentials(dtype: torch.dtype) -> bool:
     return math.exp(LARGEST_SCORE) < torch.finfo(dtype).max
 
 
-def exponential(dtype: torch.dtype) -> tuple[Callable[..., Tensor], float]:
-    """torch's faster exponential, and what it takes for 1: in 16 bits exp2, in float32 exp, which is MKL's."""
-    return (torch.exp2, math.log(2)) if dtype.itemsize == 2 else (torch.exp, 1.0)
+def exp2_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch's exp2 takes less than its exp: in 16 bits it does, in float32 exp is MKL's, which on some CPUs is slower."""
+    if dtype.itemsize == 2:
+        return True
+    return device.type == "cpu" and dtype == torch.float32 and _exp2_wins(torch.get_num_threads())
 
 
 def _largest(tensor: Tensor) -> float:
@@ -131,7 +133,7 @@ def padded_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
 @cache
 def _padded_wins(dtype: torch.dtype, _threads: int) -> bool:
     even_s, padded_s = _least_s(_product(dtype, _EVEN), _product(dtype, _PADDED))
-    return COPY_ADVANTAGE * padded_s < even_s
+    return SMALL_ADVANTAGE * padded_s < even_s
 
 
 def aligned_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
@@ -178,14 +180,22 @@ def _ones_win(dtype: torch.dtype, _threads: int) -> bool:
         torch.sum(weights, -1, keepdim=True, out=out)
 
     ones_s, sum_s = _least_s(beside_ones, and_a_sum)
-    return COPY_ADVANTAGE * ones_s < sum_s
+    return SMALL_ADVANTAGE * ones_s < sum_s
+
+
+@cache
+def _exp2_wins(_threads: int) -> bool:
+    scores = torch.zeros(2 * _BLOCK[1], _BLOCK[3])
+    out = torch.empty_like(scores)
+    exp_s, exp2_s = _least_s(lambda: torch.exp(scores, out=out), lambda: torch.exp2(scores, out=out))
+    return SMALL_ADVANTAGE * exp2_s < exp_s
 
 
 @cache
 def _exp_wins(dtype: torch.dtype, _threads: int, *, sums: bool) -> bool:
     scores = torch.zeros(2 * _BLOCK[1], _BLOCK[3], dtype=dtype)
     out, total = torch.empty_like(scores), torch.empty(len(scores), dtype=dtype)
-    function, _ = exponential(dtype)
+    function = torch.exp2 if exp2_is_faster(dtype, scores.device) else torch.exp
 
     def exponentials() -> None:
         function(scores, out=out)
@@ -194,7 +204,7 @@ def _exp_wins(dtype: torch.dtype, _threads: int, *, sums: bool) -> bool:
 
     exp_s, softmax_s = _least_s(exponentials, lambda: torch.softmax(scores, -1, out=out))
     # In 16 bits a fused softmax needs a look at queries and keys besides.
-    return (1.0 if dtype.itemsize == 2 else ADVANTAGE) * exp_s < softmax_s
+    return (1.0 if dtype.itemsize == 2 else SMALL_ADVANTAGE) * exp_s < softmax_s
 
 
 @cache
