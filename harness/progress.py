@@ -13,7 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ..impls import AttentionProblem, Pass
 from .cell import Cell, Conditions
-from .records import CeilingsMeasured, Event, Launch, Notice, Outcome, ServerStarted, TruthComputed
+from .records import CeilingsMeasured, Event, Launch, LimitsMeasured, Notice, Outcome, ServerStarted, TruthComputed
+
+#: What comes before the launches, and may fail.
+_PREPARING = TruthComputed | CeilingsMeasured | LimitsMeasured
 
 
 class Standing:
@@ -132,7 +135,7 @@ class LiveProgress:
         words = _event_words(event)
         if not words:
             return
-        if isinstance(event, Notice) or (isinstance(event, TruthComputed | CeilingsMeasured) and event.failure):
+        if isinstance(event, Notice) or (isinstance(event, _PREPARING) and event.failure):
             self._bar.console.print(escape(words), highlight=False)
         else:
             self._bar.update(self._task, description=escape(words))
@@ -158,6 +161,8 @@ def _event_words(event: Event) -> str:
             return f"truth of {event.problem}: {event.failure or f'{event.seconds:.2f} s'}"
         case CeilingsMeasured():
             return f"ceilings: {event.failure or f'{event.seconds:.1f} s'}"
+        case LimitsMeasured():
+            return f"composite limits: {event.failure or f'{event.seconds:.0f} s'}"
         case Notice():
             return event.text
         case _:

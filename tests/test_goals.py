@@ -53,6 +53,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, attnbench_in: Callable[[Path]
     (folder / "goals.yaml").write_text(SWEEP + GOALS)
     ended = attnbench_in(folder)("run", "goals.yaml", "--out", "runs")
     assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("composite limits: ") == 2
     return Run.open(folder / ended.stdout.splitlines()[-1]), ended.stdout
 
 

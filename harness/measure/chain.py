@@ -50,14 +50,14 @@ class Chain:
 
 
 def chains(problem: AttentionProblem, part: Part, dtype: torch.dtype) -> Iterator[Chain]:
-    """Every chain that is tried: heights of blocks, heads at once, softmax or exponentials as they are.
+    """Every chain that is tried, most often the fastest first: by heights of blocks, heads at once, softmax or exponentials.
 
     Backward computes a block's scores and softmax again (Rabe & Staats 2021, arXiv:2112.05682, section 3). In 16 bits it has no
     exponentials as they are: torch's gradient of a softmax is faster there, and rounds once.
     """
     every = problem.batch * problem.heads_kv
     is_wide = dtype.itemsize > 2
-    for rows in sorted({max(1, min(each // problem.group_size, problem.seq_q)) for each in ROWS}):
+    for rows in sorted({max(1, min(each // problem.group_size, problem.seq_q)) for each in ROWS}, reverse=True):
         for unshifted in (False, True) if is_wide or part == "forward" else (False,):
             keys = min(PART_KEYS, problem.seq_kv) if unshifted and is_wide else problem.seq_kv
             cached = max(1, min(every, CACHED_BYTES // (problem.group_size * rows * keys * dtype.itemsize)))

@@ -7,6 +7,7 @@ parts can take less; one that fuses them better than these can.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ import torch
 
 from ...impls import ELEMENT_BYTES, AttentionProblem, Pass
 from ..records import CompositeLimit
-from .chain import CACHED_BYTES, Part, chains
+from .chain import CACHED_BYTES, Chain, Part, chains
 from .inputs import torch_dtype
 
 #: Rows of a block, of which the best counts.
@@ -28,9 +29,13 @@ _FEW_ROWS = 16
 MOST_KEYS = 4096
 #: Seconds that one rate is measured for, and calls at least.
 _RATE_S, _CALLS = 0.01, 3
-#: A dtype whose small product takes this many times float32's is no candidate, and not measured further. Where AMX multiplies
-#: bfloat16, so small a product takes several times as long, and a block's less.
-_HOPELESS = 32
+#: A chain is not called again whose first call takes so many times as long as the fastest so far, and so many seconds: of these
+#: the cold start is little.
+_SLOWER, _LONG_S = 1.1, 0.05
+#: A dtype is no candidate, and not measured further, whose product of so many heads, rows and keys takes so many times float32's.
+#: Small first: a CPU without 16-bit products may take a thousand times as long. Where AMX multiplies bfloat16, so small a product
+#: takes several times as long, and a block's less.
+_HOPELESS = (((1, 64, 64), 32), ((4, 256, 512), 4))
 #: Products of a pass by what is multiplied: query with keys, weights with values, turned weights with query rows.
 _PRODUCTS: dict[str, dict[str, int]] = {
     "forward": {"scores": 1, "values": 1},
@@ -57,13 +62,17 @@ def _limit(problem: AttentionProblem, passes: Pass, rates: _Rates) -> CompositeL
     rows = sorted({min(each, problem.group_size * problem.seq_q) for each in ROWS})
     limits = [_in_blocks(problem, passes, dtype, each, rates) for dtype in dtypes for each in rows]
     least = min(limits, key=lambda limit: limit.seconds)
-    chain_s = _chain_s(problem, passes, torch_dtype(least.products)) + least.traffic_s
-    return least.model_copy(update={"chain_s": chain_s})
+    # One after another, a pass forward and one back each in its own best blocks.
+    chain_s = sum(rates.chain(problem, part, least.products) for part in _PARTS[passes])
+    return least.model_copy(update={"chain_s": chain_s + least.traffic_s})
 
 
-def _chain_s(problem: AttentionProblem, passes: Pass, dtype: torch.dtype) -> float:
-    """The least time of the limit's parts one after another, of a pass forward and one back each in its own best blocks."""
-    return sum(min(_seconds(chain) / chain.share for chain in chains(problem, part, dtype)) for part in _PARTS[passes])
+def _least_s(tried: Iterable[Chain]) -> float:
+    """The seconds of a pass by the fastest of some chains."""
+    least = math.inf
+    for chain in tried:
+        least = min(least, _seconds(chain, hopeless_s=_SLOWER * least * chain.share) / chain.share)
+    return least
 
 
 def _in_blocks(problem: AttentionProblem, passes: Pass, dtype: str, rows: int, rates: _Rates) -> CompositeLimit:
@@ -125,7 +134,7 @@ class _Shape:
 
 @dataclass
 class _Rates:
-    """What this machine does a second, each rate measured once."""
+    """What this machine does a second, each rate measured once, and the seconds of chains."""
 
     _known: dict[tuple[str, object], float] = field(default_factory=dict)
 
@@ -146,12 +155,20 @@ class _Rates:
 
     def is_candidate(self, dtype: str) -> bool:
         """Whether products of this dtype are not hopelessly slow here."""
-        small = _Shape(dtype, 1, 64, 64, 64)
-        own, single = (
-            self._once(("small", each), lambda each=each: _product_rate(each, "scores", 1))  # type: ignore[misc]
-            for each in (small, _Shape("float32", 1, 64, 64, 64))
+        return dtype == "float32" or all(
+            self._of_heads(dtype, *sizes) * hopeless > self._of_heads("float32", *sizes)
+            for sizes, hopeless in _HOPELESS
         )
-        return own * _HOPELESS > single
+
+    def chain(self, problem: AttentionProblem, part: Part, dtype: str) -> float:
+        """Seconds of a pass of this problem by the fastest of its chains."""
+        return self._once(
+            (f"chain {part} {dtype}", problem), lambda: _least_s(chains(problem, part, torch_dtype(dtype)))
+        )
+
+    def _of_heads(self, dtype: str, heads: int, rows: int, keys: int) -> float:
+        shape = _Shape(dtype, heads, rows, keys, 64)
+        return self._once(("of heads", shape), lambda: _product_rate(shape, "scores", heads))
 
     def _once(self, key: tuple[str, object], rate: Callable[[], float]) -> float:
         if key not in self._known:
@@ -184,9 +201,13 @@ def _softmax_rate(dtype: str, keys: int) -> float:
     return block.numel() / min(_seconds(partial(each, out=out)) for each in passes)
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    """The median of some calls, after one."""
+def _seconds(call: Callable[[], object], hopeless_s: float = math.inf) -> float:
+    """The median of some calls, after one; of no more than that where it was hopeless, and long enough to tell."""
+    begin = time.perf_counter()
     call()
+    first_s = time.perf_counter() - begin
+    if first_s > max(_LONG_S, hopeless_s):
+        return first_s
     times: list[float] = []
     begin = time.perf_counter()
     while len(times) < _CALLS or time.perf_counter() - begin < _RATE_S:

@@ -22,8 +22,8 @@ from .journal import Journal, now
 from .outcomes import failure_of
 from .servers import Servers
 
-#: Seconds that the oracle or the ceilings may take.
-DEADLINE_S = 600.0
+#: Seconds that the oracle or the ceilings may take, and the composite limit of one problem and pass.
+DEADLINE_S, LIMIT_S = 600.0, 60.0
 #: How often a session measures its ceilings again because a cell is above them.
 MOST_LOOKS = 2
 _PROBE_BYTES = 65536
@@ -111,7 +111,7 @@ class Preparation:
             device=self.device, threads=self.threads, seed=self.seed, conditions=conditions,
             works=tuple(dict.fromkeys(works)),
         )  # fmt: skip
-        done, failure, seconds = self._ask(task, LimitsDone)
+        done, failure, seconds = self._ask(task, LimitsDone, DEADLINE_S + LIMIT_S * len(task.works))
         limits = done.limits if done else ()
         event = LimitsMeasured(at=now(), round=round_, limits=limits, seconds=seconds, failure=failure)
         self.journal.event(event, "limits", seconds)
@@ -150,14 +150,16 @@ class Preparation:
         except OSError as error:
             raise StoreError(f"cannot write the truths of problems under {self.folder}: {error.strerror}") from error
 
-    def _ask(self, task: Task, kind: type[_Result]) -> tuple[_Result | None, str, float]:
+    def _ask(
+        self, task: Task, kind: type[_Result], deadline_s: float = DEADLINE_S
+    ) -> tuple[_Result | None, str, float]:
         """The result or the failure, and the seconds it took beyond a server's start."""
         before, begin = self.journal.split_s["servers"], time.perf_counter()
         result, failure = None, ""
         try:
-            reply = self.servers.run(task, DEADLINE_S)
+            reply = self.servers.run(task, deadline_s)
             if reply.result is None:
-                failure = failure_of(reply, DEADLINE_S)
+                failure = failure_of(reply, deadline_s)
             else:
                 result = kind.model_validate_json(reply.result)
         except ServerError as error:
