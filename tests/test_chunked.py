@@ -434,6 +434,20 @@ def test_scores_that_threads_share_stay_in_their_caches(tokens: int, rows: int) 
     assert Blocks.of(problem, limits, 2, converts=False, head_bytes=2**22).rows == rows
 
 
+@pytest.mark.parametrize(
+    ("heads", "thread_mib", "rows", "keys"), [(8, 4, 512, 512), (8, 2, 1024, 512), (1, 4, 512, 1024), (8, 8, 1024, 512)]
+)
+def test_parts_of_keys_stay_in_a_cores_own_cache(heads: int, thread_mib: int, rows: int, keys: int) -> None:
+    """A thread has a quarter of its bytes for unshifted scores, but all where that is less than 1 MiB."""
+    problem = AttentionProblem(heads_q=heads, heads_kv=heads, seq_q=4096, seq_kv=4096, head_dim=64)
+    limits = Limits(1024, 2**18, 2**24, threads=2, thread_bytes=thread_mib * 2**20)
+    choice = method.choose(
+        problem, torch.float32, torch.device("cpu"), limits, products="auto", softmax="unshifted", padding="auto"
+    )
+    for part in (choice.fast.forward, choice.fast.backward):
+        assert (part.rows, part.keys) == (rows, keys)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[ForkServer]:
     """One server for the memory tests."""
