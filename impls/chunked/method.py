@@ -24,8 +24,8 @@ from .precision import (
 )
 
 #: Where no maximum is taken off the scores, parts of a row's keys add up at no cost: of so many keys, for each thread if there is
-#: but one head, and with such a part of a thread's bytes for a matrix of scores, that these stay in a core's own cache. A smaller
-#: part than this would be no longer computed than its calls are made: then it has all of those bytes.
+#: but one head, and with such a part of a thread's bytes for a matrix of scores, that these stay in a core's own cache. To
+#: call a smaller part than this takes too much of its time: then it has all of those bytes, in the third level.
 UNSHIFTED_KEYS, UNSHIFTED_PART, LEAST_UNSHIFTED_BYTES = 512, 4, 2**20
 #: Values are read to see whether they are ordinary: in float32 that pays where there are so many times more scores than
 #: elements to read. What it takes besides is as long as so many elements.
