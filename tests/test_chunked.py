@@ -435,11 +435,27 @@ def test_scores_that_threads_share_stay_in_their_caches(tokens: int, rows: int) 
 
 
 @pytest.mark.parametrize(
-    ("heads", "thread_mib", "rows", "keys"), [(8, 4, 512, 512), (8, 2, 1024, 512), (1, 4, 512, 1024), (8, 8, 1024, 512)]
+    ("heads", "seq", "mask", "thread_mib", "rows", "keys"),
+    [
+        (8, (4096, 4096), "full", 4, 512, 512),
+        (8, (4096, 4096), "full", 2, 1024, 512),
+        (8, (4096, 4096), "full", 8, 1024, 512),
+        (8, (8192, 8192), "causal", 2, 512, 512),
+        (1, (4096, 4096), "full", 4, 512, 1024),
+        (1, (4096, 4096), "full", 2, 1024, 512),
+        (1, (300, 1500), "full", 2, 300, 1500),
+        (8, (300, 1500), "full", 2, 300, 512),
+    ],
 )
-def test_parts_of_keys_stay_in_a_cores_own_cache(heads: int, thread_mib: int, rows: int, keys: int) -> None:
-    """A thread has a quarter of its bytes for unshifted scores, but all where that is less than 1 MiB."""
-    problem = AttentionProblem(heads_q=heads, heads_kv=heads, seq_q=4096, seq_kv=4096, head_dim=64)
+def test_parts_of_keys_stay_in_a_cores_own_cache(
+    heads: int, seq: tuple[int, int], mask: Any, thread_mib: int, rows: int, keys: int
+) -> None:
+    """A thread has a quarter of its bytes for unshifted scores, but all where that is less than 1 MiB.
+
+    Two threads that share a head have twice a quarter, or as much as one alone if that is more, and few keys whole. Under a
+    causal mask rows are no more than keys.
+    """
+    problem = AttentionProblem(heads_q=heads, heads_kv=heads, seq_q=seq[0], seq_kv=seq[1], head_dim=64, mask=mask)
     limits = Limits(1024, 2**18, 2**24, threads=2, thread_bytes=thread_mib * 2**20)
     choice = method.choose(
         problem, torch.float32, torch.device("cpu"), limits, products="auto", softmax="unshifted", padding="auto"
@@ -497,14 +513,16 @@ def _measured(server: ForkServer, cell: Cell, folder: Path) -> Measurement:
 
 
 class _Products(TorchDispatchMode):
-    """Sees what batched products are written to."""
+    """Sees what batched products are written to, and counts all calls."""
 
     def __init__(self) -> None:
         super().__init__()
         self.outs: list[Tensor] = []
+        self.calls = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.calls += 1
         if func.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.baddbmm_):
             self.outs.append(result)
         return result
@@ -525,3 +543,20 @@ def test_float32_products_of_heads_are_batches(mask: str) -> None:
         torch.set_num_threads(threads)
     assert len(seen.outs) >= 7
     assert all(out.is_contiguous() for out in seen.outs)
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("heads", [(3, 3), (4, 2)])
+def test_few_scores_are_computed_as_they_come(mask: str, heads: tuple[int, int]) -> None:
+    """Two products and a softmax, and not many calls besides: a workspace would take as long to lay out."""
+    problem = AttentionProblem(heads_q=heads[0], heads_kv=heads[1], seq_q=127, seq_kv=200, head_dim=32, mask=mask)
+    inputs = Tensors(
+        *(torch.randn(1, count, seq, 32) for count, seq in ((heads[0], 127), (heads[1], 200), (heads[1], 200)))
+    )
+    call, seen = get("chunked", {"softmax": "fused"}).prepare(problem, inputs), _Products()
+    call()
+    with seen:
+        out = call()
+    exact = get("naive").prepare(problem, inputs)()
+    assert seen.calls <= 12
+    assert torch.allclose(out, exact, atol=1e-5)

@@ -19,7 +19,7 @@ from ..problem import AttentionProblem
 LEAST_ROWS = 64
 #: Under a causal mask the corner above the diagonal is computed in vain, half the square of a block's rows: fewer rows
 #: waste less, and 16-bit products need more rows to be fast, twice as many where a race says so (`tall_is_faster`). Of a long
-#: sequence more are wasted in less.
+#: sequence more are wasted in less, up to a square of a part of its keys.
 CAUSAL_ROWS, TALL_CAUSAL_ROWS, CAUSAL_SHARE = {2: 256, 4: 128, 8: 128}, 512, 8
 #: More rows of one head than this gain nothing, where there are other heads to be done at once. In 16 bits oneDNN packs a
 #: head's keys for each product, and a block of more rows does it less often.
@@ -40,6 +40,8 @@ LINE_BYTES = 64
 #: To copy values, so that rows may be padded and summed beside them, pays of so many rows and keys; to pad rows of whole lines
 #: if they are so long.
 LEAST_COPIED, PADDED_BYTES = 256, 2048
+#: So few scores of all heads, if they are one block, are computed as they come: to lay out a workspace takes as long.
+WHOLE_SCORES = 2**18
 #: AMX multiplies tiles of 16 columns, and products of a number of keys that is no multiple of it take up to two thirds longer
 #: in trials. There a copy of the keys with zeros pays, of so many rows and keys.
 TILE, LEAST_ALIGNED = 16, 128
@@ -114,7 +116,7 @@ class Blocks:
         else:
             most = min(most, max(LEAST_SHARED_ROWS, head_bytes // (keys * item_bytes)))
         if problem.is_causal and problem.seq_q > 1:
-            of_one_head = max(limits.causal_rows or CAUSAL_ROWS[item_bytes], problem.seq_q // CAUSAL_SHARE)
+            of_one_head = max(limits.causal_rows or CAUSAL_ROWS[item_bytes], min(keys, problem.seq_q // CAUSAL_SHARE))
             most = min(most, max(of_one_head, of_all_heads // 2))
         rows = _even(problem.seq_q, max(1, most // group))
         if rows < problem.seq_q and (tiles := math.ceil(rows / TILE) * TILE) <= most // group:
@@ -136,6 +138,11 @@ class Blocks:
     def has_one_row_block(self) -> bool:
         """Whether a block has all rows of its heads."""
         return self.rows >= self.seq_q
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether there is one block, of few scores."""
+        return len(self.forward) == 1 and not self.cuts_keys and self.most_scores <= WHOLE_SCORES
 
     def width(self, keys: slice) -> int:
         """How many keys a product takes for these, zeros behind them included."""

@@ -9,8 +9,8 @@ longer than the product.
 from __future__ import annotations
 
 import math
-from functools import lru_cache, partial
-from typing import Any, NamedTuple, Self
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from .blocks import TILE, Block, Blocks
 from .calls import MOST_CALLS, Calls
 from .method import Method
 from .precision import are_ordinary, are_small_scores, are_small_sums
+from .sums import Kept, Sums
 from .workspace import Workspace, by_group, fill, narrowed, part_of, without_groups
 
 #: Rows whose hidden scores are masked at once on a CPU, where these are so many that it pays to lay out each strip.
@@ -35,7 +36,7 @@ class LargeScoresError(ArithmeticError):
 class ChunkedAttention(torch.autograd.Function):
     """`attend` with gradients. Backward keeps q, k and v, and computes blocks again (Rabe & Staats 2021, section 3).
 
-    Where a row's softmax is not taken in one piece it keeps `_Kept` as well.
+    Where a row's softmax is not taken in one piece it keeps `Kept` as well.
     """
 
     @staticmethod
@@ -51,13 +52,14 @@ class ChunkedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         """grad_out `[B, Hq, Sq, D]` -> gradients of query, key and value, in their shapes."""
         query, key, value, *rest = ctx.saved_tensors
-        kept = _Kept(*rest) if rest else None
+        kept = Kept(*rest) if rest else None
         q, k, v, grad_o = _by_group(query, key), key.flatten(0, 1), value.flatten(0, 1), _by_group(grad_out, key)
         visited = ctx.method.backward
         arithmetic = _Arithmetic(ctx.method, visited, visited.most_backward_scores, ctx.scale, q.device)
         grad_q, grad_k, grad_v = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (q, k, v))
+        k, v = arithmetic.operand("k", k), arithmetic.operand("v", v)
         for some, blocks in visited.backward:
-            sums = _Sums(grad_k, grad_v, some, visited, arithmetic.exact)
+            sums = Sums(grad_k, grad_v, some, visited, arithmetic.exact)
             for block in blocks:
                 arithmetic.differentiate(q, k, v, grad_o, block, kept, grad_q, sums)
                 arithmetic.calls.make_if_many()
@@ -80,17 +82,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, method: Meth
 
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, method: Method, *, keeps: bool
-) -> tuple[Tensor, _Kept | None]:
+) -> tuple[Tensor, Kept | None]:
     q, k, v = _by_group(query, key), key.flatten(0, 1), value.flatten(0, 1)
+    if method.is_whole:
+        return _attend_whole(q, k, v, scale, method).view(query.shape), None
     arithmetic = _Arithmetic(method, method.forward, method.forward.most_scores, scale, q.device)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     blocks = method.forward.forward
-    kept = _Kept.of(out, method) if keeps and method.keeps_sums else None
+    kept = Kept.of(out, method) if keeps and method.keeps_sums else None
     totals = None if kept is None else kept.total
     if totals is None and method.unshifted and len(blocks) > 1:
         totals = torch.empty((*q.shape[:-1], 1), dtype=method.products, device=q.device)
     if method.unshifted:
         arithmetic.calls.add(_hold_ordinary, v)
+    k, v = arithmetic.operand("k", k), arithmetic.operand("v", v)
     for block in blocks:
         if method.unshifted:
             # Where scores are large some of the first block's are, most often: those are looked at first.
@@ -106,58 +111,22 @@ def _attend(
     return out.view(query.shape), kept
 
 
-class _Kept(NamedTuple):
-    """What backward needs of rows `[N, G, Sq, 1]`: their softmax's sum, its maximum unless that is 0 for all, and out unrounded.
-
-    That is `[N, G, Sq, D]`, and the result itself where this is not rounded.
-    Not their log-sum-exp: at scores of 1e4 float32 holds it to 1e-3. Not out as it was returned in fewer bits:
-    dS = P (dP - dO . O) nearly cancels where a row sees one key alone.
-    """
-
-    highest: Tensor | None
-    total: Tensor
-    out: Tensor
-
-    @classmethod
-    def of(cls, out: Tensor, method: Method) -> Self:
-        """For a result that is to be written to `out`, which is kept itself if it is not rounded."""
-        empty = partial(torch.empty, dtype=method.products, device=out.device)
-        rows = (*out.shape[:-1], 1)
-        return cls(
-            None if method.unshifted else empty(rows), empty(rows),
-            out if out.dtype == method.products else empty(out.shape),
-        )  # fmt: skip
-
-
-class _Sums:
-    """Sums of dk and dv over blocks: 16-bit ones would round at each, so they are kept exact and rounded once.
-
-    The first block of a head has its last rows, which see all keys: it writes the sums, later ones add to them. Where there
-    is no other it writes the gradients. Where keys are cut each part of them has sums of its own, `[n, c, D]` without a gap.
-    """
-
-    def __init__(self, grad_k: Tensor, grad_v: Tensor, heads: slice, blocks: Blocks, exact: torch.dtype) -> None:
-        self._grads, self._first, self._exact = (grad_k[heads], grad_v[heads]), heads.start, exact
-        self._is_in_place = blocks.has_one_row_block or (grad_k.dtype == exact and not blocks.cuts_keys)
-        self._parts: dict[int, list[Tensor]] = {}
-
-    def of(self, heads: slice, keys: slice) -> list[Tensor]:
-        """The sums of some heads and keys."""
-        if keys.start not in self._parts:
-            parts = [narrowed(grad, 1, keys) for grad in self._grads]
-            self._parts[keys.start] = parts if self._is_in_place else [self._empty(part) for part in parts]
-        mine = slice(heads.start - self._first, heads.stop - self._first)
-        seen = slice(0, keys.stop - keys.start)
-        return [narrowed(narrowed(total, 0, mine), 1, seen) for total in self._parts[keys.start]]
-
-    def finish(self, calls: Calls) -> None:
-        """Write the gradients."""
-        for start, totals in self._parts.items() if not self._is_in_place else ():
-            for grad, total in zip(self._grads, totals, strict=True):
-                calls.add(narrowed(grad, 1, slice(start, start + total.shape[1])).copy_, total)
-
-    def _empty(self, part: Tensor) -> Tensor:
-        return torch.empty(part.shape, dtype=self._exact, device=part.device)
+def _attend_whole(q: Tensor, k: Tensor, v: Tensor, scale: float, method: Method) -> Tensor:
+    """All rows of all heads against all keys, as eager attention: of few scores buffers take as long to lay out as to fill."""
+    rows, keys, values = without_groups(q).to(method.operands), k.to(method.operands), v.to(method.operands)
+    first = method.forward.first_diagonal_key(slice(0, q.shape[-2]))
+    hides = first is not None and first < keys.shape[1] - 1
+    hidden = _hidden(q.shape[-2], keys.shape[1], rows.shape[1], method.products, q.device) if hides else None
+    if hidden is None or method.looks:
+        scores = torch.baddbmm(rows.new_empty(()), rows, keys.mT, beta=0, alpha=scale)
+    else:
+        scores = torch.baddbmm(hidden, rows, keys.mT, alpha=scale)
+    if method.looks:
+        _hold_small_scores(scores)
+        if hidden is not None:
+            scores.add_(hidden)
+    torch.softmax(scores, -1, out=scores)
+    return torch.bmm(scores, values).to(q.dtype)
 
 
 class _Arithmetic:
@@ -176,6 +145,8 @@ class _Arithmetic:
         # A GPU computes while the next block is laid out.
         self.calls = Calls(MOST_CALLS if device.type == "cpu" else 1)
         self._space = Workspace(blocks, most_scores, method.operands, method.products, device, self.calls)
+        #: Keys or values as products take them, where those are few enough.
+        self.operand = self._space.whole
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor) -> None:
         """Rows against all keys they see: one softmax and two products. Writes the block's part of `out`."""
@@ -188,7 +159,7 @@ class _Arithmetic:
 
     def attend_unshifted(
         self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor, totals: Tensor | None,
-        kept: _Kept | None, *, looks: bool,
+        kept: Kept | None, *, looks: bool,
     ) -> None:  # fmt: skip
         """Rows against their keys part by part, of scores so small that no maximum need be taken off them.
 
@@ -225,7 +196,7 @@ class _Arithmetic:
             self.calls.add(acc.div_, total)
             self._store(kept.out, block, acc)
 
-    def attend_online(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor, kept: _Kept | None) -> None:
+    def attend_online(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor, kept: Kept | None) -> None:
         """Rows against their keys part by part. Writes the block's part of `out`, and there what backward needs.
 
         The online softmax of Milakov & Gimelshein 2018, section 3: the running maximum rescales what was summed before.
@@ -246,8 +217,8 @@ class _Arithmetic:
                 self._store(tensor, block, result)
 
     def differentiate(
-        self, q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, block: Block, kept: _Kept | None,
-        grad_q: Tensor, sums: _Sums,
+        self, q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, block: Block, kept: Kept | None,
+        grad_q: Tensor, sums: Sums,
     ) -> None:  # fmt: skip
         """The gradients of a block: writes its part of `grad_q`, writes or adds to the sums of dk and dv.
 
@@ -435,6 +406,13 @@ def multiply_wider(out: Tensor, left: Tensor, right: Tensor, *, beta: float, alp
 def _addends(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What is added to scores on the diagonal: row t sees key t of them and those before."""
     return torch.full((rows, rows), -math.inf, dtype=dtype, device=device).triu_(1)
+
+
+@lru_cache(maxsize=4)
+def _hidden(rows: int, keys: int, of_group: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to the scores of the rows of a group, which see all keys up to their own: the last row sees the last key."""
+    addends = torch.full((rows, keys), -math.inf, dtype=dtype, device=device).triu_(keys - rows + 1)
+    return addends.repeat(of_group // rows, 1)
 
 
 def _hold_ordinary(values: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
@@ -23,9 +23,10 @@ from .precision import (
     widens,
 )
 
-#: Where no maximum is taken off the scores, parts of a row's keys add up at no cost: of so many keys, for each thread if there is
-#: but one head, and with such a part of a thread's bytes for a matrix of scores, that these stay in a core's own cache. To
-#: call a smaller part than this takes too much of its time: then it has all of those bytes, in the third level.
+#: Where no maximum is taken off the scores, parts of a row's keys add up at no cost: of so many keys, and with such a part of a
+#: thread's bytes for a matrix of scores, that these stay in a core's own cache. To call a smaller part than this takes too much
+#: of its time: then it has all of those bytes, in the third level. Threads that share a head have as much of it as their own
+#: caches hold, and all of its keys where these are so few; in the third level they have no more than one thread.
 UNSHIFTED_KEYS, UNSHIFTED_PART, LEAST_UNSHIFTED_BYTES = 512, 4, 2**20
 #: Values are read to see whether they are ordinary: in float32 that pays where there are so many times more scores than
 #: elements to read. What it takes besides is as long as so many elements.
@@ -55,6 +56,12 @@ class Method:
     base_2: bool = False
     looks: bool = False
     sums_in_product: bool = False
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether forward is eager attention of so few scores that nothing need be laid out, as products take its inputs."""
+        is_plain = self.operands == self.products and not (self.turns or self.unshifted)
+        return is_plain and self.forward.is_whole and not (self.forward.pads or self.forward.aligns)
 
     @property
     def keeps_sums(self) -> bool:
@@ -156,17 +163,18 @@ def _unshifted(method: Method, problem: AttentionProblem, limits: Limits) -> Met
     Backward as well, unless it takes a softmax of whole rows.
     """
     sharing = max(1, limits.threads // (problem.batch * problem.heads_kv))
+    item_bytes, of_thread, of_head = method.products.itemsize, limits.thread_bytes, None
+    keys = min(limits.keys, UNSHIFTED_KEYS)
+    if of_thread is not None:
+        cached = of_thread // UNSHIFTED_PART
+        of_thread = cached if cached >= LEAST_UNSHIFTED_BYTES else of_thread
+        of_head = max(of_thread, sharing * cached)
+        few = sharing > 1 and problem.group_size * problem.seq_q * problem.seq_kv * item_bytes <= of_head
+        keys = limits.keys if few else min(limits.keys, UNSHIFTED_KEYS * of_head // of_thread)
 
     def parts(matrices: int) -> Blocks:
-        of_part, head_bytes = limits, None
-        if (cached := limits.thread_bytes) is not None:
-            if cached // UNSHIFTED_PART >= LEAST_UNSHIFTED_BYTES:
-                cached //= UNSHIFTED_PART
-            keys = min(limits.keys, UNSHIFTED_KEYS * sharing)
-            of_part, head_bytes = replace(limits, keys=keys, thread_bytes=matrices * cached), sharing * cached
-        return Blocks.of(
-            problem, of_part, method.products.itemsize, converts=method.forward.converts, head_bytes=head_bytes
-        )
+        of_part = replace(limits, keys=keys, thread_bytes=matrices * of_thread if of_thread else None)
+        return Blocks.of(problem, of_part, item_bytes, converts=method.forward.converts, head_bytes=of_head)
 
     unshifted = replace(method, forward=parts(1), unshifted=True)
     return replace(unshifted, backward=parts(2)) if unshifted.keeps_sums else unshifted

@@ -45,6 +45,14 @@ class Workspace:
         self._copies: dict[str, _Copy] = {}
         self._copied_bytes = 0
 
+    def whole(self, name: str, tensor: Tensor) -> Tensor:
+        """All keys or values in the dtype of operands, if copies of both may be held: else each block copies its part of them."""
+        size = tensor.numel() * self._operands.itemsize
+        if tensor.dtype == self._operands or 2 * size > MOST_COPIED_BYTES:
+            return tensor
+        self._copied_bytes += size
+        return self._copied(f"all of {name}", tensor)
+
     def rows(self, name: str, tensor: Tensor, block: Block) -> Tensor:
         """These rows as `[n, G r, D]` in the dtype of operands: a view where that can be, else a copy."""
         mine = part_of(tensor, block)
