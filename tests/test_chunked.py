@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -560,3 +561,20 @@ def test_few_scores_are_computed_as_they_come(mask: str, heads: tuple[int, int])
     exact = get("naive").prepare(problem, inputs)()
     assert seen.calls <= 12
     assert torch.allclose(out, exact, atol=1e-5)
+
+
+@pytest.mark.parametrize(("seq", "is_whole"), [(512, True), (1024, False)])
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("base_2", [False, True])
+def test_unshifted_scores_of_one_block_are_right(seq: int, is_whole: bool, mask: Any, base_2: bool) -> None:
+    """Where the third level holds scores, twice its part does if they are all; causal ones of few heads are one block as well."""
+    heads = 8 if mask == "full" else 1
+    problem = AttentionProblem(heads_q=heads, heads_kv=heads, seq_q=seq, seq_kv=seq, head_dim=16, mask=mask)
+    limits = Limits(1024, 2**18, 2**24, threads=2, thread_bytes=2**21, causal_rows=512)
+    choice = method.choose(
+        problem, torch.float32, torch.device("cpu"), limits, products="auto", softmax="unshifted", padding="never"
+    )
+    inputs = Tensors(*(torch.randn(1, heads, seq, 16) for _ in range(3)))
+    out = kernel.attend(*inputs, problem.softmax_scale, replace(choice.fast, base_2=base_2))
+    assert choice.fast.is_whole == is_whole
+    assert torch.allclose(out, get("naive").prepare(problem, inputs)(), atol=1e-5)

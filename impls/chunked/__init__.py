@@ -55,9 +55,9 @@ class Chunked(Implementation):
         import torch
 
         from .blocks import Limits, second_level_cache_bytes
-        from .kernel import LargeScoresError, attend
+        from .kernel import attend
         from .method import choose
-        from .precision import are_small
+        from .precision import LargeScoresError, are_small
 
         query, key, value = tensors
         limits = Limits(

@@ -40,8 +40,6 @@ LINE_BYTES = 64
 #: To copy values, so that rows may be padded and summed beside them, pays of so many rows and keys; to pad rows of whole lines
 #: if they are so long.
 LEAST_COPIED, PADDED_BYTES = 256, 2048
-#: So few scores of all heads, if they are one block, are computed as they come: to lay out a workspace takes as long.
-WHOLE_SCORES = 2**18
 #: AMX multiplies tiles of 16 columns, and products of a number of keys that is no multiple of it take up to two thirds longer
 #: in trials. There a copy of the keys with zeros pays, of so many rows and keys.
 TILE, LEAST_ALIGNED = 16, 128
@@ -141,8 +139,8 @@ class Blocks:
 
     @cached_property
     def is_whole(self) -> bool:
-        """Whether there is one block, of few scores."""
-        return len(self.forward) == 1 and not self.cuts_keys and self.most_scores <= WHOLE_SCORES
+        """Whether there is one block, of all keys."""
+        return len(self.forward) == 1 and not self.cuts_keys
 
     def width(self, keys: slice) -> int:
         """How many keys a product takes for these, zeros behind them included."""

@@ -19,18 +19,15 @@ from torch.autograd.function import once_differentiable
 from .blocks import TILE, Block, Blocks
 from .calls import MOST_CALLS, Calls
 from .method import Method
-from .precision import are_ordinary, are_small_scores, are_small_sums
+from .precision import hold_ordinary, hold_small, hold_small_scores
 from .sums import Kept, Sums
+from .whole import attend_whole
 from .workspace import Workspace, by_group, fill, narrowed, part_of, without_groups
 
 #: Rows whose hidden scores are masked at once on a CPU, where these are so many that it pays to lay out each strip.
 STRIP, LEAST_STRIPPED = 128, 2**20
 #: As torch's kernels of losses count their reductions.
 _NO_REDUCTION = 0
-
-
-class LargeScoresError(ArithmeticError):
-    """A score beyond what the method can bear, or values that it cannot."""
 
 
 class ChunkedAttention(torch.autograd.Function):
@@ -84,8 +81,8 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, method: Method, *, keeps: bool
 ) -> tuple[Tensor, Kept | None]:
     q, k, v = _by_group(query, key), key.flatten(0, 1), value.flatten(0, 1)
-    if method.is_whole:
-        return _attend_whole(q, k, v, scale, method).view(query.shape), None
+    if method.is_whole and not (keeps and method.keeps_sums):
+        return attend_whole(q, k, v, scale, method).view(query.shape), None
     arithmetic = _Arithmetic(method, method.forward, method.forward.most_scores, scale, q.device)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     blocks = method.forward.forward
@@ -94,7 +91,7 @@ def _attend(
     if totals is None and method.unshifted and len(blocks) > 1:
         totals = torch.empty((*q.shape[:-1], 1), dtype=method.products, device=q.device)
     if method.unshifted:
-        arithmetic.calls.add(_hold_ordinary, v)
+        arithmetic.calls.add(hold_ordinary, v)
     k, v = arithmetic.operand("k", k), arithmetic.operand("v", v)
     for block in blocks:
         if method.unshifted:
@@ -106,27 +103,9 @@ def _attend(
             arithmetic.attend(q, k, v, block, out)
         arithmetic.calls.make_if_many()
     if method.unshifted and len(blocks) > 1:
-        arithmetic.calls.add(_hold_small, totals)
+        arithmetic.calls.add(hold_small, totals)
     arithmetic.calls.make()
     return out.view(query.shape), kept
-
-
-def _attend_whole(q: Tensor, k: Tensor, v: Tensor, scale: float, method: Method) -> Tensor:
-    """All rows of all heads against all keys, as eager attention: of few scores buffers take as long to lay out as to fill."""
-    rows, keys, values = without_groups(q).to(method.operands), k.to(method.operands), v.to(method.operands)
-    first = method.forward.first_diagonal_key(slice(0, q.shape[-2]))
-    hides = first is not None and first < keys.shape[1] - 1
-    hidden = _hidden(q.shape[-2], keys.shape[1], rows.shape[1], method.products, q.device) if hides else None
-    if hidden is None or method.looks:
-        scores = torch.baddbmm(rows.new_empty(()), rows, keys.mT, beta=0, alpha=scale)
-    else:
-        scores = torch.baddbmm(hidden, rows, keys.mT, alpha=scale)
-    if method.looks:
-        _hold_small_scores(scores)
-        if hidden is not None:
-            scores.add_(hidden)
-    torch.softmax(scores, -1, out=scores)
-    return torch.bmm(scores, values).to(q.dtype)
 
 
 class _Arithmetic:
@@ -135,13 +114,9 @@ class _Arithmetic:
     def __init__(self, method: Method, blocks: Blocks, most_scores: int, scale: float, device: torch.device) -> None:
         self._method, self._blocks, self._scale, self._device = method, blocks, scale, device
         self._operands, self._products = method.operands, method.products
-        # exp(s) = exp2(s / log 2)
-        self._exponential, self._unit = (torch.exp2, math.log(2)) if method.base_2 else (torch.exp, 1.0)
         #: What sums over blocks are kept in.
         self.exact = torch.float64 if self._products == torch.float64 else torch.float32
-        #: MKL gives whole matrices to threads, as softmax and exp whole rows: where each has rows of one head, scores stay in
-        #: the cache of the core that wrote them. oneDNN, in 16 bits, does so itself.
-        self._by_matrix = device.type == "cpu" and self._products.itemsize > 2 and blocks.threads > 1
+        self._by_matrix = method.is_by_matrix(device)
         # A GPU computes while the next block is laid out.
         self.calls = Calls(MOST_CALLS if device.type == "cpu" else 1)
         self._space = Workspace(blocks, most_scores, method.operands, method.products, device, self.calls)
@@ -188,7 +163,7 @@ class _Arithmetic:
         if is_cut:
             self.calls.add(torch.sum, of_parts, 0, out=total)
         if looks:
-            self.calls.add(_hold_small, total)
+            self.calls.add(hold_small, total)
         if mine is not None and mine is not total:
             self.calls.add(mine.copy_, by_group(total, mine))
         self.calls.add(torch.div, by_group(acc, part), by_group(total, part), out=part)
@@ -273,7 +248,7 @@ class _Arithmetic:
         """Scaled scores `[n, G r, c]`, minus infinity where a row does not see a key."""
         scores, count = self._all_scores(rows, columns, keys), keys.stop - keys.start
         if self._method.looks:
-            self.calls.add(_hold_small_scores, narrowed(scores, 2, slice(0, count)))
+            self.calls.add(hold_small_scores, narrowed(scores, 2, slice(0, count)))
         fill(self.calls, scores, count, -math.inf)
         if (diagonal := self._diagonal(scores, block, keys)) is not None:
             self._hide(*diagonal, keys.stop - keys.start)
@@ -299,8 +274,8 @@ class _Arithmetic:
 
     def _weights(self, rows: Tensor, columns: Tensor, block: Block, keys: slice) -> Tensor:
         """The exponentials of scores that are small, 0 where a row does not see a key: exp is slow at minus infinity."""
-        scores = self._all_scores(rows, columns, keys, self._unit)
-        self.calls.add(self._exponential, scores, out=scores)
+        scores = self._all_scores(rows, columns, keys, self._method.unit)
+        self.calls.add(self._method.exponential, scores, out=scores)
         # Where the values' columns of ones sum the weights, those of keys of zeros meet zeros there; other padding is no number.
         fill(
             self.calls,
@@ -406,28 +381,6 @@ def multiply_wider(out: Tensor, left: Tensor, right: Tensor, *, beta: float, alp
 def _addends(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What is added to scores on the diagonal: row t sees key t of them and those before."""
     return torch.full((rows, rows), -math.inf, dtype=dtype, device=device).triu_(1)
-
-
-@lru_cache(maxsize=4)
-def _hidden(rows: int, keys: int, of_group: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What is added to the scores of the rows of a group, which see all keys up to their own: the last row sees the last key."""
-    addends = torch.full((rows, keys), -math.inf, dtype=dtype, device=device).triu_(keys - rows + 1)
-    return addends.repeat(of_group // rows, 1)
-
-
-def _hold_ordinary(values: Tensor) -> None:
-    if not are_ordinary(values):
-        raise LargeScoresError
-
-
-def _hold_small(totals: Tensor) -> None:
-    if not are_small_sums(totals):
-        raise LargeScoresError
-
-
-def _hold_small_scores(scores: Tensor) -> None:
-    if not are_small_scores(scores):
-        raise LargeScoresError
 
 
 def _accumulate(acc: Tensor, highest: Tensor, total: Tensor, scores: Tensor, values: Tensor) -> None:

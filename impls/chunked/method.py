@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
+from torch import Tensor
 
 from ..api import RefusedError
 from ..problem import AttentionProblem
@@ -26,8 +29,9 @@ from .precision import (
 #: Where no maximum is taken off the scores, parts of a row's keys add up at no cost: of so many keys, and with such a part of a
 #: thread's bytes for a matrix of scores, that these stay in a core's own cache. To call a smaller part than this takes too much
 #: of its time: then it has all of those bytes, in the third level. Threads that share a head have as much of it as their own
-#: caches hold, and all of its keys where these are so few; in the third level they have no more than one thread.
-UNSHIFTED_KEYS, UNSHIFTED_PART, LEAST_UNSHIFTED_BYTES = 512, 4, 2**20
+#: caches hold, and all of its keys where these are so few; in the third level they have no more than one thread. There so many
+#: times those bytes do as well if they hold all scores at once.
+UNSHIFTED_KEYS, UNSHIFTED_PART, LEAST_UNSHIFTED_BYTES, WHOLE_FACTOR = 512, 4, 2**20, 2
 #: Values are read to see whether they are ordinary: in float32 that pays where there are so many times more scores than
 #: elements to read. What it takes besides is as long as so many elements.
 SCORES_PER_ELEMENT, ELEMENTS_MORE = 3, 2**16
@@ -57,11 +61,29 @@ class Method:
     looks: bool = False
     sums_in_product: bool = False
 
+    @property
+    def exponential(self) -> Callable[..., Tensor]:
+        """What is taken of scores over `unit`: exp(s) = exp2(s / log 2)."""
+        return torch.exp2 if self.base_2 else torch.exp
+
+    @property
+    def unit(self) -> float:
+        """As `exponential` needs it."""
+        return math.log(2) if self.base_2 else 1.0
+
     @cached_property
     def is_whole(self) -> bool:
-        """Whether forward is eager attention of so few scores that nothing need be laid out, as products take its inputs."""
-        is_plain = self.operands == self.products and not (self.turns or self.unshifted)
-        return is_plain and self.forward.is_whole and not (self.forward.pads or self.forward.aligns)
+        """Whether forward is one block, of which products take keys and values as they are, or converted."""
+        needs_copies = self.forward.pads or self.forward.aligns or self.sums_in_product
+        return self.forward.is_whole and self.operands == self.products and not (self.turns or needs_copies)
+
+    def is_by_matrix(self, device: torch.device) -> bool:
+        """Whether threads take whole matrices of a product.
+
+        MKL gives them to threads, as softmax and exp whole rows: where each has rows of one head, scores stay in the cache of
+        the core that wrote them. oneDNN, in 16 bits, does so itself.
+        """
+        return device.type == "cpu" and self.products.itemsize > 2 and self.forward.threads > 1
 
     @property
     def keeps_sums(self) -> bool:
@@ -162,15 +184,18 @@ def _unshifted(method: Method, problem: AttentionProblem, limits: Limits) -> Met
 
     Backward as well, unless it takes a softmax of whole rows.
     """
-    sharing = max(1, limits.threads // (problem.batch * problem.heads_kv))
-    item_bytes, of_thread, of_head = method.products.itemsize, limits.thread_bytes, None
-    keys = min(limits.keys, UNSHIFTED_KEYS)
+    heads, item_bytes = problem.batch * problem.heads_kv, method.products.itemsize
+    sharing = max(1, limits.threads // heads)
+    keys, of_thread, of_head = min(limits.keys, UNSHIFTED_KEYS), limits.thread_bytes, None
     if of_thread is not None:
-        cached = of_thread // UNSHIFTED_PART
-        of_thread = cached if cached >= LEAST_UNSHIFTED_BYTES else of_thread
+        cached, scores = of_thread // UNSHIFTED_PART, problem.group_size * problem.seq_q * problem.seq_kv * item_bytes
+        is_few = sharing > 1
+        if cached >= LEAST_UNSHIFTED_BYTES:
+            of_thread = cached
+        elif sharing == 1 and heads * scores <= WHOLE_FACTOR * limits.threads * of_thread:
+            of_thread, is_few = WHOLE_FACTOR * of_thread, True
         of_head = max(of_thread, sharing * cached)
-        few = sharing > 1 and problem.group_size * problem.seq_q * problem.seq_kv * item_bytes <= of_head
-        keys = limits.keys if few else min(limits.keys, UNSHIFTED_KEYS * of_head // of_thread)
+        keys = limits.keys if is_few and scores <= of_head else min(limits.keys, UNSHIFTED_KEYS * of_head // of_thread)
 
     def parts(matrices: int) -> Blocks:
         of_part = replace(limits, keys=keys, thread_bytes=matrices * of_thread if of_thread else None)

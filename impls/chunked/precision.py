@@ -38,6 +38,10 @@ _RAGGED, _TALL = (8, 256, 64, 509), (8, 512, 64, 512)
 _RACE_S, _CALLS = 3e-3, 6
 
 
+class LargeScoresError(ArithmeticError):
+    """A score beyond what the method can bear, or values that it cannot."""
+
+
 def fastest(dtype: torch.dtype, device: torch.device, rows: int) -> torch.dtype:
     """The dtype in which to compute products of so many rows; on CUDA float32, so that no value must be read back to choose.
 
@@ -87,6 +91,24 @@ def are_small_sums(totals: Tensor) -> bool:
     largest = math.exp(LARGEST_ROUNDED_SCORE if totals.dtype.itemsize == 2 else LARGEST_SCORE)
     least, most = map(float, torch.aminmax(totals))
     return 1 / largest <= least and most <= largest
+
+
+def hold_ordinary(values: Tensor) -> None:
+    """Errors: `LargeScoresError` if values are not `ORDINARY`."""
+    if not are_ordinary(values):
+        raise LargeScoresError
+
+
+def hold_small(totals: Tensor) -> None:
+    """Errors: `LargeScoresError` if sums of exponentials tell of a large score."""
+    if not are_small_sums(totals):
+        raise LargeScoresError
+
+
+def hold_small_scores(scores: Tensor) -> None:
+    """Errors: `LargeScoresError` if a score is beyond `LARGEST_SCORE`."""
+    if not are_small_scores(scores):
+        raise LargeScoresError
 
 
 def bears_exponentials(dtype: torch.dtype) -> bool:
