@@ -54,7 +54,7 @@ class ChunkedAttention(torch.autograd.Function):
         visited = ctx.method.backward
         arithmetic = _Arithmetic(ctx.method, visited, visited.most_backward_scores, ctx.scale, q.device)
         grad_q, grad_k, grad_v = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (q, k, v))
-        k, v = arithmetic.operand("k", k), arithmetic.operand("v", v)
+        k, v = arithmetic.converted("k", k), arithmetic.converted("v", v)
         for some, blocks in visited.backward:
             sums = Sums(grad_k, grad_v, some, visited, arithmetic.exact)
             for block in blocks:
@@ -92,7 +92,7 @@ def _attend(
         totals = torch.empty((*q.shape[:-1], 1), dtype=method.products, device=q.device)
     if method.unshifted:
         arithmetic.calls.add(hold_ordinary, v)
-    k, v = arithmetic.operand("k", k), arithmetic.operand("v", v)
+    k, v = arithmetic.converted("k", k), arithmetic.converted("v", v)
     for block in blocks:
         if method.unshifted:
             # Where scores are large some of the first block's are, most often: those are looked at first.
@@ -120,8 +120,8 @@ class _Arithmetic:
         # A GPU computes while the next block is laid out.
         self.calls = Calls(MOST_CALLS if device.type == "cpu" else 1)
         self._space = Workspace(blocks, most_scores, method.operands, method.products, device, self.calls)
-        #: Keys or values as products take them, where those are few enough.
-        self.operand = self._space.whole
+        #: Keys or values of all heads in the dtype of operands, where those are few enough.
+        self.converted = self._space.converted
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor) -> None:
         """Rows against all keys they see: one softmax and two products. Writes the block's part of `out`."""

@@ -68,7 +68,7 @@ class Method:
 
     @property
     def unit(self) -> float:
-        """As `exponential` needs it."""
+        """What scores are over before `exponential` is taken of them."""
         return math.log(2) if self.base_2 else 1.0
 
     @cached_property
@@ -188,14 +188,14 @@ def _unshifted(method: Method, problem: AttentionProblem, limits: Limits) -> Met
     sharing = max(1, limits.threads // heads)
     keys, of_thread, of_head = min(limits.keys, UNSHIFTED_KEYS), limits.thread_bytes, None
     if of_thread is not None:
-        cached, scores = of_thread // UNSHIFTED_PART, problem.group_size * problem.seq_q * problem.seq_kv * item_bytes
+        cached, needed = of_thread // UNSHIFTED_PART, problem.group_size * problem.seq_q * problem.seq_kv * item_bytes
         is_few = sharing > 1
         if cached >= LEAST_UNSHIFTED_BYTES:
             of_thread = cached
-        elif sharing == 1 and heads * scores <= WHOLE_FACTOR * limits.threads * of_thread:
+        elif sharing == 1 and heads * needed <= WHOLE_FACTOR * limits.threads * of_thread:
             of_thread, is_few = WHOLE_FACTOR * of_thread, True
         of_head = max(of_thread, sharing * cached)
-        keys = limits.keys if is_few and scores <= of_head else min(limits.keys, UNSHIFTED_KEYS * of_head // of_thread)
+        keys = limits.keys if is_few and needed <= of_head else min(limits.keys, UNSHIFTED_KEYS * of_head // of_thread)
 
     def parts(matrices: int) -> Blocks:
         of_part = replace(limits, keys=keys, thread_bytes=matrices * of_thread if of_thread else None)

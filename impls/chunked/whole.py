@@ -43,7 +43,10 @@ def _exponentials(rows: Tensor, columns: Tensor, scale: float, method: Method) -
 
 
 def _scores(rows: Tensor, columns: Tensor, scale: float, method: Method) -> Tensor:
-    """Scaled scores `[n, r, c]`, minus infinity where a row does not see a key: that is not looked at."""
+    """Scaled scores `[n, r, c]`, minus infinity where a row does not see a key.
+
+    Errors: `LargeScoresError` if the method looks and one is large, hidden or not.
+    """
     hidden = None
     if (seen := _seen_by_first(method)) is not None:
         blocks = method.forward

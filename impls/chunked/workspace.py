@@ -45,7 +45,7 @@ class Workspace:
         self._copies: dict[str, _Copy] = {}
         self._copied_bytes = 0
 
-    def whole(self, name: str, tensor: Tensor) -> Tensor:
+    def converted(self, name: str, tensor: Tensor) -> Tensor:
         """All keys or values in the dtype of operands, if copies of both may be held: else each block copies its part of them."""
         size = tensor.numel() * self._operands.itemsize
         if tensor.dtype == self._operands or 2 * size > MOST_COPIED_BYTES:
