@@ -29,8 +29,9 @@ LEAST_SHARED_ROWS = 256
 #: So many rows of all heads together at least, half of them under a causal mask: fewer are done sooner than they are launched,
 #: and leave threads idle.
 ROWS_OF_ALL_HEADS = 1024
-#: A head with so many scores in a block is worth a block of its own, where otherwise threads would wait for one of them.
-SCORES_OF_A_THREAD = 2**17
+#: A head with so many scores in a block is worth a block of its own, where otherwise threads would wait for one of them; twice as
+#: many where all heads would be one block, which is computed as it comes.
+SCORES_OF_A_THREAD, ONE_BLOCK_FACTOR = 3 * 2**15, 2
 #: At least so many matrices of a head's scores fit the workspace: more of its rows gain nothing, more heads at once do.
 MATRICES_AT_ONCE = 2
 #: What the sums of key and value gradients may take before heads are done in turn.
@@ -215,7 +216,9 @@ class Blocks:
             fits = min(fits, max(self.threads, self.threads * self.thread_bytes // of_a_head))
         size = _even(len(heads), max(1, fits))
         # oneDNN shares the rows of 16-bit products among threads, MKL whole heads.
-        if self.item_bytes > 2 and size > self.threads and width * columns >= SCORES_OF_A_THREAD:
+        is_whole = size == len(heads) and self.has_one_row_block and not self.cuts_keys
+        least = SCORES_OF_A_THREAD * (ONE_BLOCK_FACTOR if is_whole else 1)
+        if self.item_bytes > 2 and size > self.threads and width * columns >= least:
             size -= size % self.threads
         parts = _slices(len(heads), size)
         return (slice(heads.start + each.start, heads.start + each.stop) for each in parts)

@@ -332,7 +332,7 @@ class _Arithmetic:
             return out
         threads, total = self._blocks.threads, out
         if self._by_matrix and left.shape[0] == 1 and left.shape[1] % threads == 0:
-            total, left = (each[0].unflatten(0, (threads, -1)) for each in (out, left))
+            total, left = (each.view(threads, -1, each.shape[2]) for each in (out, left))
             right = right.expand(threads, -1, -1)
         if factor == 1.0 and not beta:
             self.calls.add(torch.bmm, left, right, out=total)
