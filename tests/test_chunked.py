@@ -112,6 +112,19 @@ def test_taller_causal_blocks_are_right(monkeypatch: pytest.MonkeyPatch) -> None
     assert rows == [208, 304]
 
 
+@pytest.mark.parametrize("options", [{}, {"query_block": 48, "key_block": 64}, {"key_block": 40}], ids=str)
+def test_parts_cut_on_the_diagonal_are_right(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    """However many pieces a part has, whether the diagonal begins in it, before or behind it, and rows see all of it or none."""
+    monkeypatch.setattr(blocks, "LEAST_CUT_SCORES", 1)
+    monkeypatch.setattr(blocks, "LEAST_CUT_KEYS", 8)
+    monkeypatch.setattr(blocks, "FEW_BLOCKS", {2: 0, 4: 0, 8: 0})
+    for problem in contract.cases(fast_float16=False):
+        if problem.is_causal and problem.dtype != "float16":
+            implementation = get("chunked", {"products": "float32", "softmax": "unshifted", **options})
+            result = run_case(implementation, problem, DEVICE, truth_of(problem))
+            assert not result.faults, f"{problem}: {result.faults}"
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -397,16 +410,21 @@ def test_is_deterministic() -> None:
         (1, 4096, "full", (32, 8), Limits(512, 65536, 8 * 2**20)),
         (997, 997, "full", (3, 1), Limits(512, 100, 2**20)),
         (600, 600, "full", (3, 3), Limits(512, 65536, 8 * 2**20, threads=2)),
+        (2048, 2048, "causal", (8, 8), Limits(512, 512, 8 * 2**20, threads=2)),
+        (700, 1100, "causal", (8, 8), Limits(512, 512, 8 * 2**20, threads=2)),
     ],
 )
 def test_blocks_visit_what_is_visible_once(
     seq_q: int, seq_kv: int, mask: Any, heads: tuple[int, int], limits: Limits
 ) -> None:
-    """Every row of every head meets every key that it sees once, in blocks within the workspace."""
+    """Every row of every head meets every key that it sees once, in blocks within the workspace and in their pieces."""
     problem = AttentionProblem(heads_q=heads[0], heads_kv=heads[1], seq_q=seq_q, seq_kv=seq_kv, head_dim=64, mask=mask)
     blocks = Blocks.of(problem, limits, 4, converts=False)
-    seen = torch.zeros(heads[1], seq_q, seq_kv, dtype=torch.int32)
+    seen, of_pieces = (torch.zeros(heads[1], seq_q, seq_kv, dtype=torch.int32) for _ in range(2))
     for block in blocks.forward:
+        assert block.pieces[0].rows == block.rows
+        for piece in block.pieces:
+            of_pieces[block.heads, piece.rows, piece.keys] += 1
         for keys in block.keys:
             seen[block.heads, block.rows, keys] += 1
             counts = (each.stop - each.start for each in (block.heads, block.rows, keys))
@@ -414,6 +432,18 @@ def test_blocks_visit_what_is_visible_once(
     for row in range(seq_q):
         visible = problem.mask.visible_keys(row, seq_q, seq_kv)
         assert (seen[:, row, : visible.stop] == 1).all()
+        assert (of_pieces[:, row, : visible.stop] == 1).all()
+
+
+def test_rows_are_not_multiplied_with_keys_behind_the_diagonal() -> None:
+    """Of 2,048 tokens in blocks of 256 rows a quarter of the scores on the diagonal is left out, and of one head none."""
+    many = []
+    for heads in (1, 4):
+        problem = AttentionProblem(heads_q=heads, heads_kv=heads, seq_q=2048, seq_kv=2048, head_dim=64, mask="causal")
+        limits = Limits(256, 512, 2**24, threads=2)
+        pieces = [piece for block in Blocks.of(problem, limits, 4, converts=False).forward for piece in block.pieces]
+        many.append(sum(math.prod(each.stop - each.start for each in (piece.rows, piece.keys)) for piece in pieces))
+    assert many == [36 * 256**2, 36 * 256**2 - 8 * 128**2]
 
 
 def test_causal_rows_see_whole_tiles_of_keys() -> None:
@@ -435,7 +465,7 @@ def test_threads_do_not_wait_for_a_head_with_many_scores(tokens: int, rows: int,
     problem = AttentionProblem(heads_q=3, heads_kv=3, seq_q=tokens, seq_kv=tokens, head_dim=64)
     found = Blocks.of(problem, Limits(rows, 512, 2**24, threads=2), 4, converts=False)
     assert max(block.heads.stop - block.heads.start for block in found.forward) == at_once
-    assert found.is_whole == (tokens == 400)
+    assert found.is_few == (tokens == 400)
 
 
 @pytest.mark.parametrize(("tokens", "rows"), [(2048, 1024), (4096, 512), (8192, 256), (65536, 64)])
@@ -575,10 +605,10 @@ def test_few_scores_are_computed_as_they_come(mask: str, heads: tuple[int, int],
     assert torch.allclose(out, exact, atol=1e-5)
 
 
-@pytest.mark.parametrize(("seq", "is_whole"), [(512, True), (1024, False)])
+@pytest.mark.parametrize(("seq", "is_direct"), [(512, True), (1024, False)])
 @pytest.mark.parametrize("mask", ["full", "causal"])
 @pytest.mark.parametrize("base_2", [False, True])
-def test_unshifted_scores_of_one_block_are_right(seq: int, is_whole: bool, mask: Any, base_2: bool) -> None:
+def test_unshifted_scores_of_one_block_are_right(seq: int, is_direct: bool, mask: Any, base_2: bool) -> None:
     """Where the third level holds scores, twice its part does if they are all; causal ones of few heads are one block as well."""
     heads = 8 if mask == "full" else 1
     problem = AttentionProblem(heads_q=heads, heads_kv=heads, seq_q=seq, seq_kv=seq, head_dim=16, mask=mask)
@@ -588,8 +618,35 @@ def test_unshifted_scores_of_one_block_are_right(seq: int, is_whole: bool, mask:
     )
     inputs = Tensors(*(torch.randn(1, heads, seq, 16) for _ in range(3)))
     out = kernel.attend(*inputs, problem.softmax_scale, replace(choice.fast, base_2=base_2))
-    assert choice.fast.is_whole == is_whole
+    assert choice.fast.is_direct == is_direct
     assert torch.allclose(out, get("naive").prepare(problem, inputs)(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("heads", "seq", "rows"),
+    [
+        ((1, 1), (443, 443), 443),
+        ((1, 1), (509, 509), 256),
+        ((3, 3), (509, 509), 128),
+        ((3, 3), (200, 900), 112),
+        ((6, 3), (601, 601), 80),
+        ((1, 1), (2100, 2100), 432),
+        ((4, 4), (1100, 1100), 128),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_few_blocks_are_right(heads: tuple[int, int], seq: tuple[int, int], rows: int, dtype: Any) -> None:
+    """Of not few scores all heads' rows are several causal blocks, and up to eight are computed as they come."""
+    problem = AttentionProblem(
+        heads_q=heads[0], heads_kv=heads[1], seq_q=seq[0], seq_kv=seq[1], head_dim=32, dtype=dtype, mask="causal"
+    )
+    options = {"products": "float32", "softmax": "fused"}
+    choice = method.choose(
+        problem, getattr(torch, dtype), torch.device("cpu"), Limits(1024, 2**18, 2**24, threads=2, thread_bytes=2**21),
+        products="float32", softmax="fused", padding="auto",
+    )  # fmt: skip
+    assert (choice.safe.forward.rows, choice.safe.is_direct) == (rows, seq[0] != 1100)
+    assert not _faults(problem, _scaled(problem, 1.0), options)
 
 
 @pytest.mark.parametrize("mask", ["full", "causal"])
@@ -600,7 +657,7 @@ def test_a_large_score_of_one_block_is_found(mask: Any, factor: float) -> None:
     looking = replace(_method(problem, Limits(1024, 2**18, 2**24), torch.float32, unshifted=False), looks=True)
     query, key, value = (torch.randn(1, 2, 40, 32) for _ in range(3))
     inputs = Tensors(factor * query, key, value)
-    assert looking.is_whole
+    assert looking.is_direct
     if factor > 1:
         with pytest.raises(precision.LargeScoresError):
             kernel.attend(*inputs, problem.softmax_scale, looking)

@@ -26,18 +26,24 @@ CAUSAL_ROWS, TALL_CAUSAL_ROWS, CAUSAL_SHARE = {2: 256, 4: 128, 8: 128}, 512, 8
 ROWS_OF_ONE_HEAD = {2: 1024, 4: 512, 8: 512}
 #: Where threads share the rows of a head, fewer than these are not worth what is saved in their caches.
 LEAST_SHARED_ROWS = 256
-#: So many rows of all heads together at least, half of them under a causal mask: fewer are done sooner than they are launched,
-#: and leave threads idle.
-ROWS_OF_ALL_HEADS = 1024
-#: A head with so many scores in a block is worth a block of its own, where otherwise threads would wait for one of them; twice as
-#: many where all heads would be one block, which is computed as it comes.
-SCORES_OF_A_THREAD, ONE_BLOCK_FACTOR = 3 * 2**15, 2
+#: So many rows of all heads together at least, fewer under a causal mask: still fewer are done sooner than they are launched,
+#: and leave threads idle. Where few blocks are computed as they come that takes less.
+ROWS_OF_ALL_HEADS, CAUSAL_ROWS_OF_ALL_HEADS, DIRECT_ROWS_OF_ALL_HEADS = 1024, 512, 256
+#: A head with so many scores in a block is worth a block of its own, where otherwise threads would wait for one of them. If all
+#: rows of all heads would be one block, computed as it comes, it takes more scores of a head to be worth two; as many of all
+#: heads are worth several blocks of fewer rows.
+SCORES_OF_A_THREAD, ONE_BLOCK_SCORES = 3 * 2**15, 3 * 2**16
 #: At least so many matrices of a head's scores fit the workspace: more of its rows gain nothing, more heads at once do.
 MATRICES_AT_ONCE = 2
 #: What the sums of key and value gradients may take before heads are done in turn.
 SUMS_BYTES = 32 * 2**20
 #: Padded rows of scores are an odd number of cache lines long: by a power of two of them, rows would share a few cache sets.
 LINE_BYTES = 64
+#: On the diagonal parts of the keys are cut into so many at least, where that leaves out rows that see none of them. Of fewer
+#: scores than these a piece more takes longer than what it spares.
+LEAST_CUT_KEYS, LEAST_CUT_SCORES = 128, 2**18
+#: So few blocks are computed as they come, if each has all heads; of several in 16 bits oneDNN would copy the keys each time.
+FEW_BLOCKS = {2: 1, 4: 8, 8: 8}
 #: To copy values, so that rows may be padded and summed beside them, pays of so many rows and keys; to pad rows of whole lines
 #: if they are so long.
 LEAST_COPIED, PADDED_BYTES = 256, 2048
@@ -63,12 +69,25 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Keys of a part of a block's keys, and the rows of the block from the first on that sees one of them."""
+
+    part: slice
+    keys: slice
+    rows: slice
+
+
+@dataclass(frozen=True)
 class Block:
-    """Key/value heads of all batches, query rows of each head of their groups, and the parts in which their keys are read."""
+    """Key/value heads of all batches, query rows of each head of their groups, and the parts in which their keys are read.
+
+    In `pieces` those on the diagonal are cut again, where that pays and rows need nothing of a part that they do not see.
+    """
 
     heads: slice
     rows: slice
     keys: tuple[slice, ...]
+    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
@@ -99,12 +118,13 @@ class Blocks:
     def of(
         cls, problem: AttentionProblem, limits: Limits, item_bytes: int,
         *, converts: bool, pads: bool = False, aligns: bool = False, head_bytes: int | None = None,
+        causal_rows: int = CAUSAL_ROWS_OF_ALL_HEADS,
     ) -> Self:  # fmt: skip
         """Blocks for a problem whose scores take `item_bytes` each; `converts` where keys and values need a copy in that type.
 
         `pads` where rows of scores may be longer than keys are many, `aligns` where keys may be copied with some of zeros.
         A head's scores in a block take `head_bytes` at most, unless those of `LEAST_SHARED_ROWS` rows take more; without, its
-        rows are no more than `ROWS_OF_ONE_HEAD`.
+        rows are no more than `ROWS_OF_ONE_HEAD`. Under a causal mask all heads together have `causal_rows` at least.
         """
         group = problem.group_size
         keys = min(problem.seq_kv, limits.keys)
@@ -116,7 +136,7 @@ class Blocks:
             most = min(most, max(LEAST_SHARED_ROWS, head_bytes // (keys * item_bytes)))
         if problem.is_causal and problem.seq_q > 1:
             of_one_head = max(limits.causal_rows or CAUSAL_ROWS[item_bytes], min(keys, problem.seq_q // CAUSAL_SHARE))
-            most = min(most, max(of_one_head, of_all_heads // 2))
+            most = min(most, max(of_one_head, causal_rows // (problem.batch * problem.heads_kv)))
         rows = _even(problem.seq_q, max(1, most // group))
         if rows < problem.seq_q and (tiles := math.ceil(rows / TILE) * TILE) <= most // group:
             # Threads have as many rows each then, and under a causal mask all blocks but the last see whole tiles of keys.
@@ -139,9 +159,11 @@ class Blocks:
         return self.rows >= self.seq_q
 
     @cached_property
-    def is_whole(self) -> bool:
-        """Whether there is one block, of all keys."""
-        return len(self.forward) == 1 and not self.cuts_keys
+    def is_few(self) -> bool:
+        """Whether there are few blocks, of all heads and of all keys that their rows see."""
+        if self.cuts_keys or math.ceil(self.seq_q / self.rows) > FEW_BLOCKS[self.item_bytes]:
+            return False
+        return all(block.heads.stop - block.heads.start == self.heads for block in self.forward)
 
     def width(self, keys: slice) -> int:
         """How many keys a product takes for these, zeros behind them included."""
@@ -204,7 +226,27 @@ class Blocks:
         else:
             order = [(part, rows) for rows in of_rows for part in self._head_slices(heads, rows, matrices)]
         for part, rows in order:
-            yield Block(part, rows, tuple(_slices(self._visible(rows), self.keys)))
+            keys = tuple(_slices(self._visible(rows), self.keys))
+            yield Block(part, rows, keys, tuple(self._pieces(part, rows, keys)))
+
+    def _pieces(self, heads: slice, rows: slice, parts: tuple[slice, ...]) -> Iterator[Piece]:
+        """The first has all rows.
+
+        Nothing is cut for a group, whose rows are one matrix, nor where threads share rows, whose products are small already; in
+        16 bits it was not tried.
+        """
+        first, many_heads = self.first_diagonal_key(rows), heads.stop - heads.start
+        cuts = self.group == 1 and self.item_bytes > 2 and many_heads >= self.threads
+        for part in parts:
+            begin = min(max(part.start, first), part.stop) if first is not None and cuts else part.stop
+            many = part.stop - begin
+            if first is None or many_heads * many**2 < LEAST_CUT_SCORES:
+                yield Piece(part, part, rows)
+                continue
+            for cut in _slices(many, math.ceil(many / max(1, many // LEAST_CUT_KEYS))):
+                keys = slice(begin + cut.start if cut.start else part.start, begin + cut.stop)
+                unseen = max(0, keys.start - first) if keys.start else 0
+                yield Piece(part, keys, slice(rows.start + unseen, rows.stop))
 
     def _head_slices(self, heads: range, rows: slice, matrices: int) -> Iterator[slice]:
         """As many heads at once as the workspace holds with so many matrices of scores of each."""
@@ -217,7 +259,7 @@ class Blocks:
         size = _even(len(heads), max(1, fits))
         # oneDNN shares the rows of 16-bit products among threads, MKL whole heads.
         is_whole = size == len(heads) and self.has_one_row_block and not self.cuts_keys
-        least = SCORES_OF_A_THREAD * (ONE_BLOCK_FACTOR if is_whole else 1)
+        least = ONE_BLOCK_SCORES if is_whole else SCORES_OF_A_THREAD
         if self.item_bytes > 2 and size > self.threads and width * columns >= least:
             size -= size % self.threads
         parts = _slices(len(heads), size)

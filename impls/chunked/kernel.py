@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .blocks import TILE, Block, Blocks
+from .blocks import TILE, Block, Blocks, Piece
 from .calls import MOST_CALLS, Calls
+from .direct import attend_directly
 from .method import Method
 from .precision import hold_ordinary, hold_small, hold_small_scores
 from .sums import Kept, Sums
-from .whole import attend_whole
 from .workspace import Workspace, by_group, fill, narrowed, part_of, without_groups
 
 #: Rows whose hidden scores are masked at once on a CPU, where these are so many that it pays to lay out each strip.
@@ -81,8 +81,8 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, method: Method, *, keeps: bool
 ) -> tuple[Tensor, Kept | None]:
     q, k, v = _by_group(query, key), key.flatten(0, 1), value.flatten(0, 1)
-    if method.is_whole and not (keeps and method.keeps_sums):
-        return attend_whole(q, k, v, scale, method).view(query.shape), None
+    if method.is_direct and not (keeps and method.keeps_sums):
+        return attend_directly(q, k, v, scale, method).view(query.shape), None
     arithmetic = _Arithmetic(method, method.forward, method.forward.most_scores, scale, q.device)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     blocks = method.forward.forward
@@ -150,18 +150,14 @@ class _Arithmetic:
             total = narrowed(sums, 2, slice(dim, dim + 1))
         elif total is None or total.dim() > acc.dim():
             total = self._space.buffer("totals", (*acc.shape[:2], 1))
-        is_cut = len(block.keys) > 1 and not ones
-        of_parts = total.unsqueeze(0)
+        is_cut = len(block.pieces) > 1 and not ones
+        of_pieces = total.unsqueeze(0)
         if is_cut:
-            of_parts = self._space.buffer("totals of parts", (len(block.keys), *total.shape))
-        for keys, of_part in zip(block.keys, of_parts.unbind(), strict=True):
-            weights = self._weights(rows, self._space.columns("k", k, block.heads, keys), block, keys)
-            if not ones:
-                self.calls.add(torch.sum, weights, -1, keepdim=True, out=of_part)
-            values = self._space.terms("v", v, block.heads, keys, ones=ones)
-            self._multiply(sums, weights, values, 1.0, beta=0 if keys is block.keys[0] else 1)
+            of_pieces = self._space.buffer("totals of pieces", (len(block.pieces), *total.shape))
+        for piece, of_piece in zip(block.pieces, of_pieces.unbind(), strict=True):
+            self._attend_piece(rows, k, v, block, piece, sums, None if ones else of_piece)
         if is_cut:
-            self.calls.add(torch.sum, of_parts, 0, out=total)
+            self.calls.add(torch.sum, of_pieces, 0, out=total)
         if looks:
             self.calls.add(hold_small, total)
         if mine is not None and mine is not total:
@@ -170,6 +166,28 @@ class _Arithmetic:
         if kept is not None and kept.out is not out:
             self.calls.add(acc.div_, total)
             self._store(kept.out, block, acc)
+
+    def _attend_piece(
+        self, rows: Tensor, k: Tensor, v: Tensor, block: Block, piece: Piece, sums: Tensor, total: Tensor | None
+    ) -> None:
+        """Add a piece to the sums of rows `[n, G r, D + ones]`, or write it there if it is the first; totals are `[n, G r, 1]`.
+
+        Where the values have columns of ones there are no totals.
+        """
+        columns = self._space.columns("k", k, block.heads, piece.part)
+        values = self._space.terms("v", v, block.heads, piece.part, ones=sums.shape[2] - v.shape[2])
+        if piece.keys is not piece.part:
+            of_part = slice(piece.keys.start - piece.part.start, piece.keys.stop - piece.part.start)
+            columns, values = columns[:, :, of_part], values[:, of_part]
+        if unseen := piece.rows.start - block.rows.start:
+            rows, sums = rows[:, unseen:], sums[:, unseen:]
+            if total is not None:
+                self.calls.add(total[:, :unseen].zero_)
+                total = total[:, unseen:]
+        weights = self._weights(rows, columns, piece.rows, piece.keys)
+        if total is not None:
+            self.calls.add(torch.sum, weights, -1, keepdim=True, out=total)
+        self._add_product(sums, weights, values, is_first=piece is block.pieces[0])
 
     def attend_online(self, q: Tensor, k: Tensor, v: Tensor, block: Block, out: Tensor, kept: Kept | None) -> None:
         """Rows against their keys part by part. Writes the block's part of `out`, and there what backward needs.
@@ -221,7 +239,7 @@ class _Arithmetic:
                 scores = self._scores(rows, k_columns, block, keys)
                 self.calls.add(torch.softmax, scores, -1, out=scores)
             elif highest is None:
-                scores = self._weights(rows, k_columns, block, keys)
+                scores = self._weights(rows, k_columns, block.rows, keys)
             else:
                 scores = self._scores(rows, k_columns, block, keys)
                 self.calls.add(scores.sub_, highest)
@@ -250,7 +268,7 @@ class _Arithmetic:
         if self._method.looks:
             self.calls.add(hold_small_scores, narrowed(scores, 2, slice(0, count)))
         fill(self.calls, scores, count, -math.inf)
-        if (diagonal := self._diagonal(scores, block, keys)) is not None:
+        if (diagonal := self._diagonal(scores, block.rows, keys)) is not None:
             self._hide(*diagonal, keys.stop - keys.start)
         return scores
 
@@ -272,7 +290,7 @@ class _Arithmetic:
             if end < count:
                 self.calls.add(strip[:, :, max(0, end) : count].fill_, -math.inf)
 
-    def _weights(self, rows: Tensor, columns: Tensor, block: Block, keys: slice) -> Tensor:
+    def _weights(self, rows: Tensor, columns: Tensor, of_rows: slice, keys: slice) -> Tensor:
         """The exponentials of scores that are small, 0 where a row does not see a key: exp is slow at minus infinity."""
         scores = self._all_scores(rows, columns, keys, self._method.unit)
         self.calls.add(self._method.exponential, scores, out=scores)
@@ -283,7 +301,7 @@ class _Arithmetic:
             self._blocks.width(keys) if self._method.sums_in_product else keys.stop - keys.start,
             0.0,
         )
-        if (diagonal := self._diagonal(scores, block, keys)) is not None:
+        if (diagonal := self._diagonal(scores, of_rows, keys)) is not None:
             by_head, seen = diagonal
             # Over all columns: of some of them torch would make a copy first.
             self.calls.add(by_head.tril_, seen)
@@ -303,15 +321,15 @@ class _Arithmetic:
             scores = self._matrix("scores", rows, columns, keys, factor)
         return scores
 
-    def _diagonal(self, matrix: Tensor, block: Block, keys: slice) -> tuple[Tensor, int] | None:
+    def _diagonal(self, matrix: Tensor, of_rows: slice, keys: slice) -> tuple[Tensor, int] | None:
         """A matrix `[n, G r, p]` of which some rows do not see all keys, as `[n G, r, p]`; row t sees key t + d: that d.
 
         None where all rows see all of these keys. d is negative where the first rows see none.
         """
-        first = self._blocks.first_diagonal_key(block.rows)
+        first = self._blocks.first_diagonal_key(of_rows)
         if first is None or keys.stop - 1 <= first:
             return None
-        count = block.rows.stop - block.rows.start
+        count = of_rows.stop - of_rows.start
         rows = matrix if matrix.shape[1] == count else matrix.view(-1, count, matrix.shape[-1])
         return rows, first - keys.start
 
@@ -330,10 +348,10 @@ class _Arithmetic:
         if self._operands != self._products:
             self.calls.add(multiply_wider, out, left, right, beta=beta, alpha=factor)
             return out
-        threads, total = self._blocks.threads, out
-        if self._by_matrix and left.shape[0] == 1 and left.shape[1] % threads == 0:
-            total, left = (each.view(threads, -1, each.shape[2]) for each in (out, left))
-            right = right.expand(threads, -1, -1)
+        total = out
+        if self._by_matrix and left.shape[0] == 1 and left.shape[1] % self._blocks.threads == 0:
+            total, left = self._space.by_thread(out, split=True), self._space.by_thread(left, split=True)
+            right = self._space.by_thread(right, split=False)
         if factor == 1.0 and not beta:
             self.calls.add(torch.bmm, left, right, out=total)
         else:

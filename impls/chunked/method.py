@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..api import RefusedError
 from ..problem import AttentionProblem
-from .blocks import TALL_CAUSAL_ROWS, Blocks, Limits
+from .blocks import DIRECT_ROWS_OF_ALL_HEADS, ONE_BLOCK_SCORES, TALL_CAUSAL_ROWS, Blocks, Limits
 from .precision import (
     aligned_is_faster,
     bears_exponentials,
@@ -72,10 +72,10 @@ class Method:
         return math.log(2) if self.base_2 else 1.0
 
     @cached_property
-    def is_whole(self) -> bool:
-        """Whether forward is one block, of which products take keys and values as they are, or converted."""
+    def is_direct(self) -> bool:
+        """Whether forward is few blocks of all heads, of which products take keys and values as they are, or converted."""
         needs_copies = self.forward.pads or self.forward.aligns or self.sums_in_product
-        return self.forward.is_whole and self.operands == self.products and not (self.turns or needs_copies)
+        return self.forward.is_few and self.operands == self.products and not (self.turns or needs_copies)
 
     def is_by_matrix(self, device: torch.device) -> bool:
         """Whether threads take whole matrices of a product.
@@ -127,7 +127,7 @@ def choose(
         )  # fmt: skip
         shared = limits.threads * limits.thread_bytes if of.itemsize == 2 and limits.thread_bytes else None
         # Backward gained nothing by fewer rows in trials.
-        return Method(operands, of, make(head_bytes=shared), make(), turns(of, device, rows))
+        return Method(operands, of, _forward(make, shared), make(), turns(of, device, rows))
 
     safe, fast = method(wide, wide), method(chosen, chosen)
     if products == "auto" and softmax != "unshifted" and not safe.forward.cuts_keys and widens(dtype, device):
@@ -160,6 +160,13 @@ def choose(
             fast = replace(unshifted, sums_in_product=sums_in_product, base_2=base_2)
             why += f"; softmax unshifted where scores are small, of {'powers of two' if base_2 else 'exponentials'}"
     return Choice(fast, safe, why)
+
+
+def _forward(make: Callable[..., Blocks], head_bytes: int | None) -> Blocks:
+    """Blocks of the forward pass: of fewer rows if they are few then, computed as they come; in 16 bits that was not tried."""
+    usual, direct = make(head_bytes=head_bytes), make(causal_rows=DIRECT_ROWS_OF_ALL_HEADS)
+    is_small = usual.has_one_row_block and usual.most_scores <= ONE_BLOCK_SCORES
+    return direct if usual.item_bytes > 2 and direct.is_few and not is_small else usual
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -17,12 +17,15 @@ MOST_VIEWS = 256
 MOST_COPIED_BYTES = 8 * 2**20
 
 
-class _Copy(NamedTuple):
-    """Keys or values of some heads, copied; what one block copied serves the next, if that has its heads and keys."""
+#: What some keys or values are known by: their name, heads and keys.
+_Key = tuple[str, int, int, int, int]
 
-    heads: slice
-    keys: slice
-    tensor: Tensor
+
+class _Taken(NamedTuple):
+    """Keys or values of some heads as products take them; what one block took serves the next, if that has its heads and keys."""
+
+    terms: Tensor
+    columns: Tensor
 
 
 class Workspace:
@@ -41,9 +44,10 @@ class Workspace:
         self._is_onednn = device.type == "cpu" and operands.itemsize == 2
         self._buffers: dict[str, Tensor] = {}
         self._shaped: dict[tuple[str, tuple[int, ...]], Tensor] = {}
-        self._views: dict[tuple[str, int, int, int, int], Tensor] = {}
-        self._copies: dict[str, _Copy] = {}
+        self._taken: dict[_Key, _Taken] = {}
+        self._copies: dict[str, _Key] = {}
         self._copied_bytes = 0
+        self._by_thread: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
 
     def converted(self, name: str, tensor: Tensor) -> Tensor:
         """All keys or values in the dtype of operands, if copies of both may be held: else each block copies its part of them."""
@@ -75,7 +79,8 @@ class Workspace:
 
         Of several heads in 16 bits a part is copied as well: else oneDNN copies it for each product, and transposed.
         """
-        return self._taken(name, tensor, heads, keys, self._blocks.width(keys)).mT
+        key = (name, heads.start, heads.stop, keys.start, keys.stop)
+        return (self._taken.get(key) or self._take(key, tensor, heads, keys, self._blocks.width(keys))).columns
 
     def terms(self, name: str, tensor: Tensor, heads: slice, keys: slice, *, ones: int = 0) -> Tensor:
         """As `columns`, but to be summed with a row of scores as weights `[n, p, D + ones]`: zeros for its padding.
@@ -84,43 +89,56 @@ class Workspace:
         """
         rows = self._blocks.columns(keys)
         name = name if rows == self._blocks.width(keys) and not ones else f"padded {name}"
-        return self._taken(name, tensor, heads, keys, rows, ones)
-
-    def _taken(self, name: str, tensor: Tensor, heads: slice, keys: slice, rows: int, ones: int = 0) -> Tensor:
         key = (name, heads.start, heads.stop, keys.start, keys.stop)
-        if (view := self._views.get(key)) is not None:
-            return view
+        return (self._taken.get(key) or self._take(key, tensor, heads, keys, rows, ones)).terms
+
+    def _take(self, key: _Key, tensor: Tensor, heads: slice, keys: slice, rows: int, ones: int = 0) -> _Taken:
         count = keys.stop - keys.start
         part = tensor if (heads.stop - heads.start, count) == tensor.shape[:2] else tensor[heads, keys]
         if rows > count or ones or part.dtype != self._operands or (self._is_onednn and not part.is_contiguous()):
-            return self._copied_part(name, part, heads, keys, rows, ones)
-        if len(self._views) >= MOST_VIEWS:
-            self._views.clear()
-        taken = self._views[key] = part if part is tensor else _alone(part)
+            part = self._copied_part(key, part, rows, ones)
+        elif part is not tensor:
+            part = _alone(part)
+        if len(self._taken) >= MOST_VIEWS:
+            self._taken.clear()
+        taken = self._taken[key] = _Taken(part, part.mT)
         return taken
 
-    def _copied_part(self, name: str, part: Tensor, heads: slice, keys: slice, rows: int, ones: int) -> Tensor:
+    def _copied_part(self, key: _Key, part: Tensor, rows: int, ones: int) -> Tensor:
         """A copy with so many rows, zeros behind its own, and so many columns of ones."""
         count, dim = part.shape[1:]
+        name, first_head, _, first_key, _ = key
         # Under a causal mask heads come in turn, else one after another, and later ones take the place of earlier.
-        place = f"{name} of {heads.start if self._blocks.causal else 0}, {keys.start}"
-        for held in (self._copies.get(place), self._copies.get(name)):
-            if held is not None and held.heads == heads and held.keys == keys:
-                return held.tensor
+        place = f"{name} of {first_head if self._blocks.causal else 0}, {first_key}"
         if place not in self._copies:
             size = part.shape[0] * rows * (dim + ones) * self._operands.itemsize
             if self._copied_bytes + size > MOST_COPIED_BYTES:
                 place = name
             else:
                 self._copied_bytes += size
+        if place in self._copies:
+            self._taken.pop(self._copies[place], None)
+        self._copies[place] = key
         copied = self.buffer(place, (part.shape[0], rows, dim + ones), self._operands)
         filled = narrowed(copied, 1, slice(0, count))
         self._calls.add(narrowed(filled, 2, slice(0, dim)).copy_, part)
         fill(self._calls, filled, dim, 1.0)
         if rows > count:
             self._calls.add(copied[:, count:].zero_)
-        self._copies[place] = _Copy(heads, keys, copied)
         return copied
+
+    def by_thread(self, matrix: Tensor, *, split: bool) -> Tensor:
+        """One matrix `[1, a, b]` as one for each thread: its rows `split` among them, or all of it for each."""
+        key = (id(matrix), split)
+        if (known := self._by_thread.get(key)) is not None:
+            return known[1]
+        threads = self._blocks.threads
+        view = matrix.view(threads, -1, matrix.shape[2]) if split else matrix.expand(threads, -1, -1)
+        if len(self._by_thread) >= MOST_VIEWS:
+            self._by_thread.clear()
+        # With the matrix, so that no other has its id.
+        self._by_thread[key] = matrix, view
+        return view
 
     def operand(self, name: str, tensor: Tensor) -> Tensor:
         """This tensor, or a copy in the dtype of operands."""
@@ -176,8 +194,8 @@ def without_groups(part: Tensor) -> Tensor:
 
 
 def by_group(rows: Tensor, part: Tensor) -> Tensor:
-    """Rows `[n, G r, ...]` in the dimensions of a part of a tensor `[n, G, r, ...]`."""
-    return rows if part.dim() == 3 else rows.unflatten(1, part.shape[1:3])
+    """Rows `[n, G r, ...]`, or as many in other matrices, in the dimensions of a part of a tensor `[n, G, r, ...]`."""
+    return rows if rows.shape[:-1] == part.shape[:-1] else rows.view(*part.shape[:-1], rows.shape[-1])
 
 
 def narrowed(tensor: Tensor, dim: int, to: slice) -> Tensor:
