@@ -70,7 +70,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Piece:
-    """Keys of a part of a block's keys, and the rows of the block from the first on that sees one of them."""
+    """Some keys of a `part` of a block's keys, and the rows of the block from the first on that sees one of them."""
 
     part: slice
     keys: slice
@@ -230,7 +230,7 @@ class Blocks:
             yield Block(part, rows, keys, tuple(self._pieces(part, rows, keys)))
 
     def _pieces(self, heads: slice, rows: slice, parts: tuple[slice, ...]) -> Iterator[Piece]:
-        """The first has all rows.
+        """The pieces of these parts of the keys, in order; the first has all rows.
 
         Nothing is cut for a group, whose rows are one matrix, nor where threads share rows, whose products are small already; in
         16 bits it was not tried.

@@ -35,7 +35,10 @@ def attend_directly(q: Tensor, k: Tensor, v: Tensor, scale: float, method: Metho
 
 
 def _attend(rows: Tensor, keys: Tensor, values: Tensor, which: slice, scale: float, method: Method) -> Tensor:
-    """Some rows of each head `[n, G r, D]`: those results, or as many of each thread's, in their order."""
+    """Some rows of each head `[n, G r, D]`, the sequence's rows `which` -> their results, in this order: `[n, G r, D]`.
+
+    Of one head that threads share they are `[threads, G r / threads, D]`. Errors: as `attend`.
+    """
     threads = method.forward.threads
     if rows.shape[0] == 1 and rows.shape[1] % threads == 0 and method.is_by_matrix(rows.device):
         rows = rows.unflatten(1, (threads, -1))[0]

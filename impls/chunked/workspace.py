@@ -22,7 +22,10 @@ _Key = tuple[str, int, int, int, int]
 
 
 class _Taken(NamedTuple):
-    """Keys or values of some heads as products take them; what one block took serves the next, if that has its heads and keys."""
+    """Keys or values of some heads as products take them: `[n, p, D]`, with what is beside and behind them, and turned.
+
+    What one block took serves the next, if that has its heads and keys.
+    """
 
     terms: Tensor
     columns: Tensor
