@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from .blocks import Block
 from .method import Method
 from .precision import hold_ordinary, hold_small, hold_small_scores
 from .workspace import by_group, narrowed, part_of, without_groups
@@ -20,77 +22,117 @@ def attend_directly(q: Tensor, k: Tensor, v: Tensor, scale: float, method: Metho
     """
     if method.unshifted:
         hold_ordinary(v)
-    rows, keys, values = q.to(method.operands), k.to(method.operands), v.to(method.operands)
-    blocks = method.forward.forward
-    if len(blocks) == 1:
-        return _attend(without_groups(rows), keys, values, blocks[0].rows, scale, method).to(q.dtype)
+    operands = q.to(method.operands), k.to(method.operands), v.to(method.operands)
+    steps = _steps(method, q.device)
+    if len(steps) == 1:
+        return _attend(*_matrices(*operands, steps[0]), steps[0], scale, method).to(q.dtype)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    for block in blocks:
-        (seen,) = block.keys
-        part = part_of(out, block)
-        of_rows = without_groups(part_of(rows, block))
-        result = _attend(of_rows, narrowed(keys, 1, seen), narrowed(values, 1, seen), block.rows, scale, method)
-        part.copy_(by_group(result, part))
+    # As in `Calls`: a block's scores push Python itself out of a core's caches.
+    laid_out = [(*_matrices(*operands, step), _part(out, step)) for step in steps]
+    for step, (rows, columns, values, part) in zip(steps, laid_out, strict=True):
+        part.copy_(by_group(_attend(rows, columns, values, step, scale, method), part))
     return out
 
 
-def _attend(rows: Tensor, keys: Tensor, values: Tensor, which: slice, scale: float, method: Method) -> Tensor:
-    """Some rows of each head `[n, G r, D]`, the sequence's rows `which` -> their results, in this order: `[n, G r, D]`.
+class _Step(NamedTuple):
+    """A block of all heads, `matrices` of them: more than one of a single head are of threads that share its rows.
 
-    Of one head that threads share they are `[threads, G r / threads, D]`. Errors: as `attend`.
+    The first row sees no key behind `seen`, if that is not the last; what is `hidden` is added to scores from key `begin` on.
     """
-    threads = method.forward.threads
-    if rows.shape[0] == 1 and rows.shape[1] % threads == 0 and method.is_by_matrix(rows.device):
-        rows = rows.unflatten(1, (threads, -1))[0]
-        keys, values = keys.expand(threads, -1, -1), values.expand(threads, -1, -1)
-    seen = _seen_by_first(which, keys, method)
+
+    block: Block
+    matrices: int
+    seen: int | None
+    hidden: Tensor | None
+    begin: int
+
+    @classmethod
+    def of(cls, block: Block, method: Method, device: torch.device) -> Self:
+        """How to compute this block."""
+        blocks, (visible,) = method.forward, block.keys
+        length, matrices = block.rows.stop - block.rows.start, blocks.heads
+        if matrices == 1 and blocks.group * length % blocks.threads == 0 and method.is_by_matrix(device):
+            matrices = blocks.threads
+        seen = blocks.first_diagonal_key(block.rows)
+        if seen is None or seen >= visible.stop - 1:
+            return cls(block, matrices, None, None, 0)
+        if method.unshifted:
+            return cls(block, matrices, seen, None, 0)
+        # One block takes a call less so. MKL multiplies one matrix of few rows up to three times as fast if it adds to another.
+        begin = 0 if blocks.has_one_row_block or matrices == 1 else max(0, seen)
+        of_matrix = blocks.group * length * blocks.heads // matrices
+        of_head = torch.full((length, visible.stop - begin), -math.inf, dtype=method.operands, device=device)
+        of_head.triu_(seen - begin + 1)
+        hidden = of_head.repeat(blocks.group, 1).view(-1, of_matrix, visible.stop - begin)
+        return cls(block, matrices, seen, hidden, begin)
+
+
+@lru_cache(maxsize=4)
+def _steps(method: Method, device: torch.device) -> tuple[_Step, ...]:
+    """The steps of a forward pass: what does not depend on its tensors takes longer than some of their products."""
+    return tuple(_Step.of(block, method, device) for block in method.forward.forward)
+
+
+def _matrices(q: Tensor, k: Tensor, v: Tensor, step: _Step) -> tuple[Tensor, Tensor, Tensor]:
+    """A step's rows `[n, G r, D]`, columns `[n, D, c]` and values `[n, c, D]` of q `[N, G, Sq, D]`, k and v `[N, Skv, D]`."""
+    rows, which, (visible,) = q, step.block.rows, step.block.keys
+    if q.dim() > 3:
+        rows = without_groups(part_of(q, step.block))
+        which = slice(0, rows.shape[1])
+    shared = [_strided(each, visible, step.matrices, repeats=True) for each in (k, v)]
+    return _strided(rows, which, step.matrices), shared[0].mT, shared[1]
+
+
+def _part(out: Tensor, step: _Step) -> Tensor:
+    """The step's part of `out`, in matrices as its results where these have no groups."""
+    return part_of(out, step.block) if out.dim() > 3 else _strided(out, step.block.rows, step.matrices)
+
+
+def _strided(tensor: Tensor, rows: slice, matrices: int, *, repeats: bool = False) -> Tensor:
+    """These rows of every matrix of `[N, S, D]`; or, if N is 1, in so many of equal length, or as often if it `repeats`.
+
+    In one call: each view takes as long as some thousand scores.
+    """
+    count, most, dim = tensor.shape
+    length = rows.stop - rows.start
+    if matrices == count and length == most:
+        return tensor
+    apart, step, inner = tensor.stride()
+    if matrices > count:
+        length = length if repeats else length // matrices
+        apart = 0 if repeats else length * step
+    return tensor.as_strided((matrices, length, dim), (apart, step, inner), tensor.storage_offset() + rows.start * step)
+
+
+def _attend(rows: Tensor, columns: Tensor, values: Tensor, step: _Step, scale: float, method: Method) -> Tensor:
+    """The results of a step's rows, in their order. Errors: as `attend`."""
     if not method.unshifted:
-        scores = _scores(rows, keys.mT, which, seen, scale, method)
+        scores = _scores(rows, columns, step, scale, method)
         return torch.bmm(torch.softmax(scores, -1, out=scores), values)
-    weights = _product(rows, keys.mT, scale / method.unit)
+    weights = _product(rows, columns, scale / method.unit)
     method.exponential(weights, out=weights)
-    if seen is not None:
-        weights.view(-1, which.stop - which.start, weights.shape[2]).tril_(seen)
+    if step.seen is not None:
+        of_head = step.block.rows.stop - step.block.rows.start
+        weights.view(-1, of_head, weights.shape[2]).tril_(step.seen)
     totals = weights.sum(-1, keepdim=True)
     hold_small(totals)
     return torch.bmm(weights, values).div_(totals)
 
 
-def _seen_by_first(which: slice, keys: Tensor, method: Method) -> int | None:
-    """The last key that the first of these rows sees, if it does not see all of these."""
-    seen = method.forward.first_diagonal_key(which)
-    return seen if seen is not None and seen < keys.shape[1] - 1 else None
-
-
-def _scores(rows: Tensor, columns: Tensor, which: slice, seen: int | None, scale: float, method: Method) -> Tensor:
+def _scores(rows: Tensor, columns: Tensor, step: _Step, scale: float, method: Method) -> Tensor:
     """Scaled scores `[n, r, c]`, minus infinity where a row does not see a key.
 
     Errors: `LargeScoresError` if the method looks and one is large, hidden or not.
     """
-    hidden, begin = None, 0
-    if seen is not None:
-        # One block takes a call less so. MKL multiplies one matrix of few rows up to three times as fast if it adds to another.
-        begin = 0 if method.forward.has_one_row_block or rows.shape[0] == 1 else max(0, seen)
-        shape = which.stop - which.start, columns.shape[2] - begin
-        hidden = _hidden(shape, seen - begin, method.forward.group, rows.shape[1], rows.dtype, rows.device)
-        if not begin and not method.looks:
-            return torch.baddbmm(hidden, rows, columns, alpha=scale)
+    if step.hidden is not None and not step.begin and not method.looks:
+        return torch.baddbmm(step.hidden, rows, columns, alpha=scale)
     scores = _product(rows, columns, scale)
     if method.looks:
         hold_small_scores(scores)
-    if hidden is not None:
-        narrowed(scores, 2, slice(begin, scores.shape[2])).add_(hidden)
+    if step.hidden is not None:
+        narrowed(scores, 2, slice(step.begin, scores.shape[2])).add_(step.hidden)
     return scores
 
 
 def _product(rows: Tensor, columns: Tensor, factor: float) -> Tensor:
     return torch.baddbmm(rows.new_empty(()), rows, columns, beta=0, alpha=factor)
-
-
-@lru_cache(maxsize=4)
-def _hidden(
-    shape: tuple[int, int], seen: int, group: int, rows: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """What is added to scores of matrices of so many rows `[1 or threads, r, c]`: row t of each head sees key `seen` + t last."""
-    of_head = torch.full(shape, -math.inf, dtype=dtype, device=device).triu_(seen + 1)
-    return of_head.repeat(group, 1).view(-1, rows, shape[1])
