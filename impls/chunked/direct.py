@@ -76,6 +76,8 @@ def _steps(method: Method, device: torch.device) -> tuple[_Step, ...]:
 def _matrices(q: Tensor, k: Tensor, v: Tensor, step: _Step) -> tuple[Tensor, Tensor, Tensor]:
     """A step's rows `[n, G r, D]`, columns `[n, D, c]` and values `[n, c, D]` of q `[N, G, Sq, D]`, k and v `[N, Skv, D]`."""
     rows, which, (visible,) = q, step.block.rows, step.block.keys
+    if step.matrices == k.shape[0] and visible.stop == k.shape[1] and which.stop - which.start == q.shape[-2]:
+        return without_groups(q), k.mT, v
     if q.dim() > 3:
         rows = without_groups(part_of(q, step.block))
         which = slice(0, rows.shape[1])
