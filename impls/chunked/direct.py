@@ -61,9 +61,8 @@ class _Step(NamedTuple):
         # One block takes a call less so. MKL multiplies one matrix of few rows up to three times as fast if it adds to another.
         begin = 0 if blocks.has_one_row_block or matrices == 1 else max(0, seen)
         of_matrix = blocks.group * length * blocks.heads // matrices
-        of_head = torch.full((length, visible.stop - begin), -math.inf, dtype=method.operands, device=device)
-        of_head.triu_(seen - begin + 1)
-        hidden = of_head.repeat(blocks.group, 1).view(-1, of_matrix, visible.stop - begin)
+        shape = length, visible.stop - begin
+        hidden = _hidden(shape, seen - begin, blocks.group, of_matrix, method.operands, device)
         return cls(block, matrices, seen, hidden, begin)
 
 
@@ -71,6 +70,18 @@ class _Step(NamedTuple):
 def _steps(method: Method, device: torch.device) -> tuple[_Step, ...]:
     """The steps of a forward pass: what does not depend on its tensors takes longer than some of their products."""
     return tuple(_Step.of(block, method, device) for block in method.forward.forward)
+
+
+@lru_cache(maxsize=4)
+def _hidden(
+    shape: tuple[int, int], seen: int, group: int, rows: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """What is added to scores of matrices of so many rows `[1 or threads, r, c]`: row t of each head sees key `seen` + t last.
+
+    Blocks that differ only in where they are share it.
+    """
+    of_head = torch.full(shape, -math.inf, dtype=dtype, device=device).triu_(seen + 1)
+    return of_head.repeat(group, 1).view(-1, rows, shape[1])
 
 
 def _matrices(q: Tensor, k: Tensor, v: Tensor, step: _Step) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +102,7 @@ def _part(out: Tensor, step: _Step) -> Tensor:
 
 
 def _strided(tensor: Tensor, rows: slice, matrices: int, *, repeats: bool = False) -> Tensor:
-    """These rows of every matrix of `[N, S, D]`; or, if N is 1, in so many of equal length, or as often if it `repeats`.
+    """These r rows of every matrix of `[N, S, D]`; if N is 1, in so many of r / n rows, or as often if it `repeats`: `[n, ., D]`.
 
     In one call: each view takes as long as some thousand scores.
     """
