@@ -649,6 +649,42 @@ def test_few_blocks_are_right(heads: tuple[int, int], seq: tuple[int, int], rows
     assert not _faults(problem, _scaled(problem, 1.0), options)
 
 
+@pytest.mark.parametrize(
+    ("heads", "seq", "is_whole"),
+    [
+        ((1, 1), (300, 1500), True),
+        ((3, 3), (509, 509), True),
+        ((6, 2), (150, 301), True),
+        ((1, 1), (1024, 1024), True),
+        ((1, 1), (1100, 1100), False),
+        ((8, 8), (512, 1021), False),
+    ],
+)
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("softmax", ["unshifted", "fused"])
+@pytest.mark.parametrize("padding", ["always", "never"])
+def test_few_16_bit_scores_are_one_block(
+    monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int], seq: tuple[int, int], is_whole: bool, mask: Any,
+    softmax: Any, padding: Any,
+) -> None:  # fmt: skip
+    """Those of all heads are computed as they come if caches hold them, and are right with padding and without."""
+    monkeypatch.setattr(method, "LEAST_PADDED_SCORES", 0)
+    problem = AttentionProblem(
+        heads_q=heads[0], heads_kv=heads[1], seq_q=seq[0], seq_kv=seq[1], head_dim=32, dtype="bfloat16", mask=mask
+    )
+    options = {"products": "own", "softmax": softmax, "padding": padding}
+    choice = method.choose(
+        problem,
+        torch.bfloat16,
+        torch.device("cpu"),
+        Limits(1024, 2**18, 2**24, threads=2, thread_bytes=2**21),
+        **options,
+    )
+    assert choice.fast.is_direct == is_whole
+    assert choice.fast.forward.has_one_row_block == is_whole or seq[0] < 1024
+    assert not _faults(problem, _scaled(problem, 1.0), options)
+
+
 @pytest.mark.parametrize("mask", ["full", "causal"])
 @pytest.mark.parametrize("factor", [1.0, 100.0])
 def test_a_large_score_of_one_block_is_found(mask: Any, factor: float) -> None:

@@ -166,19 +166,19 @@ class Blocks:
         return all(block.heads.stop - block.heads.start == self.heads for block in self.forward)
 
     def width(self, keys: slice) -> int:
-        """How many keys a product takes for these, zeros behind them included."""
+        """How many keys a product takes for these, zeros behind them included: of ragged ones as many as rows are long."""
         count: int = keys.stop - keys.start
-        return math.ceil(count / TILE) * TILE if self.aligns else count
+        return self.columns(keys) if self.aligns and count % TILE else count
 
     def columns(self, keys: slice) -> int:
         """How long a row of scores is that holds those of these keys."""
-        if not self.pads:
-            return self.width(keys)
         count: int = keys.stop - keys.start
+        if not self.pads:
+            return math.ceil(count / TILE) * TILE if self.aligns else count
         of_a_line = LINE_BYTES // self.item_bytes
         lines = math.ceil(count / of_a_line)
         is_short = lines * of_a_line == count and count * self.item_bytes < PADDED_BYTES
-        return self.width(keys) if is_short else of_a_line * (lines | 1)
+        return count if is_short else of_a_line * (lines | 1)
 
     @cached_property
     def most_scores(self) -> int:

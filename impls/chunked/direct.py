@@ -22,11 +22,14 @@ def attend_directly(q: Tensor, k: Tensor, v: Tensor, scale: float, method: Metho
     """
     if method.unshifted:
         hold_ordinary(v)
-    operands = q.to(method.operands), k.to(method.operands), v.to(method.operands)
+    operands, dtype = (q, k, v), q.dtype
+    if dtype != method.operands:
+        operands = q.to(method.operands), k.to(method.operands), v.to(method.operands)
     steps = _steps(method, q.device)
     if len(steps) == 1:
-        return _attend(*_matrices(*operands, steps[0]), steps[0], scale, method).to(q.dtype)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        out = _attend(*_matrices(*operands, steps[0]), steps[0], scale, method)
+        return out if out.dtype == dtype else out.to(dtype)
+    out = torch.empty(q.shape, dtype=dtype, device=q.device)
     # As in `Calls`: a block's scores push Python itself out of a core's caches.
     laid_out = [(*_matrices(*operands, step), _part(out, step)) for step in steps]
     for step, (rows, columns, values, part) in zip(steps, laid_out, strict=True):
@@ -37,11 +40,13 @@ def attend_directly(q: Tensor, k: Tensor, v: Tensor, scale: float, method: Metho
 class _Step(NamedTuple):
     """A block of all heads, `matrices` of them: more than one of a single head are of threads that share its rows.
 
-    The first row sees no key behind `seen`, if that is not the last; what is `hidden` is added to scores from key `begin` on.
+    Behind the keys come as many of zeros as rows of scores have `padding`. The first row sees no key behind `seen`, if that is
+    not the last; what is `hidden` is added to scores from key `begin` on.
     """
 
     block: Block
     matrices: int
+    padding: int
     seen: int | None
     hidden: Tensor | None
     begin: int
@@ -50,20 +55,20 @@ class _Step(NamedTuple):
     def of(cls, block: Block, method: Method, device: torch.device) -> Self:
         """How to compute this block."""
         blocks, (visible,) = method.forward, block.keys
-        length, matrices = block.rows.stop - block.rows.start, blocks.heads
+        length, matrices, columns = block.rows.stop - block.rows.start, blocks.heads, blocks.columns(visible)
+        padding = columns - visible.stop
         if matrices == 1 and blocks.group * length % blocks.threads == 0 and method.is_by_matrix(device):
             matrices = blocks.threads
         seen = blocks.first_diagonal_key(block.rows)
         if seen is None or seen >= visible.stop - 1:
-            return cls(block, matrices, None, None, 0)
+            return cls(block, matrices, padding, None, None, 0)
         if method.unshifted:
-            return cls(block, matrices, seen, None, 0)
+            return cls(block, matrices, padding, seen, None, 0)
         # One block takes a call less so. MKL multiplies one matrix of few rows up to three times as fast if it adds to another.
         begin = 0 if blocks.has_one_row_block or matrices == 1 else max(0, seen)
         of_matrix = blocks.group * length * blocks.heads // matrices
-        shape = length, visible.stop - begin
-        hidden = _hidden(shape, seen - begin, blocks.group, of_matrix, method.operands, device)
-        return cls(block, matrices, seen, hidden, begin)
+        hidden = _hidden((length, columns - begin), seen - begin, blocks.group, of_matrix, method.operands, device)
+        return cls(block, matrices, padding, seen, hidden, begin)
 
 
 @lru_cache(maxsize=4)
@@ -85,15 +90,20 @@ def _hidden(
 
 
 def _matrices(q: Tensor, k: Tensor, v: Tensor, step: _Step) -> tuple[Tensor, Tensor, Tensor]:
-    """A step's rows `[n, G r, D]`, columns `[n, D, c]` and values `[n, c, D]` of q `[N, G, Sq, D]`, k and v `[N, Skv, D]`."""
+    """A step's rows `[n, G r, D]`, columns `[n, D, p]` and values `[n, p, D]` of q `[N, G, Sq, D]`, k and v `[N, Skv, D]`."""
     rows, which, (visible,) = q, step.block.rows, step.block.keys
     if step.matrices == k.shape[0] and visible.stop == k.shape[1] and which.stop - which.start == q.shape[-2]:
-        return without_groups(q), k.mT, v
+        return without_groups(q), _padded(k, step).mT, _padded(v, step)
     if q.dim() > 3:
         rows = without_groups(part_of(q, step.block))
         which = slice(0, rows.shape[1])
-    shared = [_strided(each, visible, step.matrices, repeats=True) for each in (k, v)]
-    return _strided(rows, which, step.matrices), shared[0].mT, shared[1]
+    columns, values = (_padded(_strided(each, visible, step.matrices, repeats=True), step) for each in (k, v))
+    return _strided(rows, which, step.matrices), columns.mT, values
+
+
+def _padded(keys: Tensor, step: _Step) -> Tensor:
+    """Keys or values `[n, c, D]` with zeros behind them `[n, p, D]`."""
+    return torch.constant_pad_nd(keys, (0, 0, 0, step.padding)) if step.padding else keys
 
 
 def _part(out: Tensor, step: _Step) -> Tensor:
@@ -127,13 +137,15 @@ def _attend(rows: Tensor, columns: Tensor, values: Tensor, step: _Step, scale: f
     if step.seen is not None:
         of_head = step.block.rows.stop - step.block.rows.start
         weights.view(-1, of_head, weights.shape[2]).tril_(step.seen)
+    elif step.padding:
+        _padding(weights, step).zero_()
     totals = weights.sum(-1, keepdim=True)
     hold_small(totals)
     return torch.bmm(weights, values).div_(totals)
 
 
 def _scores(rows: Tensor, columns: Tensor, step: _Step, scale: float, method: Method) -> Tensor:
-    """Scaled scores `[n, r, c]`, minus infinity where a row does not see a key.
+    """Scaled scores `[n, r, p]`, minus infinity where a row does not see a key.
 
     Errors: `LargeScoresError` if the method looks and one is large, hidden or not.
     """
@@ -144,8 +156,16 @@ def _scores(rows: Tensor, columns: Tensor, step: _Step, scale: float, method: Me
         hold_small_scores(scores)
     if step.hidden is not None:
         narrowed(scores, 2, slice(step.begin, scores.shape[2])).add_(step.hidden)
+    elif step.padding:
+        _padding(scores, step).fill_(-math.inf)
     return scores
 
 
+def _padding(scores: Tensor, step: _Step) -> Tensor:
+    return scores[:, :, scores.shape[2] - step.padding :]
+
+
 def _product(rows: Tensor, columns: Tensor, factor: float) -> Tensor:
-    return torch.baddbmm(rows.new_empty(()), rows, columns, beta=0, alpha=factor)
+    # In place: else torch copies what it multiplies by 0 to all of them first.
+    product = rows.new_empty((*rows.shape[:2], columns.shape[2]))
+    return product.baddbmm_(rows, columns, beta=0, alpha=factor)

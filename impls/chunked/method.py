@@ -39,6 +39,9 @@ SCORES_PER_ELEMENT, ELEMENTS_MORE = 3, 2**16
 LEAST_KEYS = 16
 #: To look at a score takes as long as to read so many elements for the bound.
 LOOKS_PER_ELEMENT = 2
+#: All 16-bit scores are one block, computed as it comes, if threads' caches hold them; under a causal mask, which hides half of
+#: them in vain, a part of those bytes. To copy keys and values, so that rows may be padded, pays of so many.
+HIDDEN_COST, LEAST_PADDED_SCORES = 2, 2**19
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,8 @@ class Method:
 
     @cached_property
     def is_direct(self) -> bool:
-        """Whether forward is few blocks of all heads, of which products take keys and values as they are, or converted."""
-        needs_copies = self.forward.pads or self.forward.aligns or self.sums_in_product
-        return self.forward.is_few and self.operands == self.products and not (self.turns or needs_copies)
+        """Whether forward is few blocks of all heads, computed as they come, of keys and values as they are, or converted."""
+        return self.forward.is_few and self.operands == self.products and not (self.turns or self.sums_in_product)
 
     def is_by_matrix(self, device: torch.device) -> bool:
         """Whether threads take whole matrices of a product.
@@ -125,9 +127,8 @@ def choose(
             Blocks.of, problem, replace(limits, causal_rows=TALL_CAUSAL_ROWS) if is_tall else limits, of.itemsize,
             converts=operands != dtype, pads=is_own and pads, aligns=is_own and aligns,
         )  # fmt: skip
-        shared = limits.threads * limits.thread_bytes if of.itemsize == 2 and limits.thread_bytes else None
         # Backward gained nothing by fewer rows in trials.
-        return Method(operands, of, _forward(make, shared), make(), turns(of, device, rows))
+        return Method(operands, of, _forward(make, limits, of.itemsize), make(), turns(of, device, rows))
 
     safe, fast = method(wide, wide), method(chosen, chosen)
     if products == "auto" and softmax != "unshifted" and not safe.forward.cuts_keys and widens(dtype, device):
@@ -154,7 +155,9 @@ def choose(
         else:
             fast = replace(fast, looks=is_short)
     if softmax == "unshifted" or (softmax == "auto" and pays):
-        sums_in_product = unshifted.forward.copies and ones_are_faster(unshifted.products, device)
+        sums_in_product = (
+            not unshifted.is_direct and unshifted.forward.copies and ones_are_faster(unshifted.products, device)
+        )
         if softmax == "unshifted" or exp_is_faster(unshifted.products, device, sums=not sums_in_product):
             base_2 = exp2_is_faster(unshifted.products, device)
             fast = replace(unshifted, sums_in_product=sums_in_product, base_2=base_2)
@@ -162,11 +165,24 @@ def choose(
     return Choice(fast, safe, why)
 
 
-def _forward(make: Callable[..., Blocks], head_bytes: int | None) -> Blocks:
-    """Blocks of the forward pass: of fewer rows if they are few then, computed as they come; in 16 bits that was not tried."""
-    usual, direct = make(head_bytes=head_bytes), make(causal_rows=DIRECT_ROWS_OF_ALL_HEADS)
-    is_small = usual.has_one_row_block and usual.most_scores <= ONE_BLOCK_SCORES
-    return direct if usual.item_bytes > 2 and direct.is_few and not is_small else usual
+def _forward(make: Callable[..., Blocks], limits: Limits, item_bytes: int) -> Blocks:
+    """Blocks of the forward pass: of fewer rows if they are few then, computed as they come; in 16 bits all, if that is small."""
+    if item_bytes > 2:
+        usual, direct = make(), make(causal_rows=DIRECT_ROWS_OF_ALL_HEADS)
+        is_small = usual.has_one_row_block and usual.most_scores <= ONE_BLOCK_SCORES
+        return direct if direct.is_few and not is_small else usual
+    if limits.thread_bytes is None:
+        return make()
+    cached = limits.threads * limits.thread_bytes
+    usual = make(head_bytes=cached)
+    whole = replace(usual, rows=usual.seq_q)
+    rows = whole.group * whole.rows
+    scores = whole.heads * rows * whole.seq_kv
+    if scores < LEAST_PADDED_SCORES:
+        whole = replace(whole, pads=False, aligns=False)
+    most_bytes = min(limits.workspace_bytes, cached // (HIDDEN_COST if whole.causal else 1))
+    is_small = rows <= limits.rows and scores * item_bytes <= most_bytes
+    return whole if is_small and whole.is_few else usual
 
 
 def _name(dtype: torch.dtype) -> str:

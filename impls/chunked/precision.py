@@ -29,10 +29,10 @@ SMALL_ADVANTAGE = 1.05
 _SMALL, _BLOCK, _HOPELESS = (1, 64, 64, 64), (8, 256, 64, 512), 32
 #: Of so few rows a product is as long as its keys are read, and where they need a copy in float32, that is most of it.
 FEW_ROWS, _FEW = 8, (4, 4, 128, 2048)
-#: Rows of scores that are padded or not: a page long, so that they share cache sets, or a cache line longer.
-_EVEN, _PADDED = (4, 256, 64, 2048), (4, 256, 64, 2080)
-#: Keys that are no whole tiles, beside `_BLOCK`; and twice its rows.
-_RAGGED, _TALL = (8, 256, 64, 509), (8, 512, 64, 512)
+#: Rows of scores: a page long, so that they share cache sets; of keys that are no whole tiles; and padded, a cache line longer.
+_EVEN, _RAGGED, _PADDED = (4, 256, 64, 2048), (4, 256, 64, 2045), (4, 256, 64, 2080)
+#: Twice the rows of `_BLOCK`.
+_TALL = (8, 512, 64, 512)
 #: A shape is timed for so long and so many calls at least, twice: the first calls of a process are ten times slower than the
 #: rest, and AMX's first may take all of the time, while its sixth still takes twice as long as its tenth.
 _RACE_S, _CALLS = 3e-3, 6
@@ -165,7 +165,7 @@ def aligned_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
 
 @cache
 def _aligned_wins(dtype: torch.dtype, _threads: int) -> bool:
-    ragged_s, whole_s = _least_s(_product(dtype, _RAGGED), _product(dtype, _BLOCK))
+    ragged_s, whole_s = _least_s(_product(dtype, _RAGGED), _product(dtype, _PADDED))
     return ADVANTAGE * whole_s < ragged_s
 
 
