@@ -36,7 +36,7 @@ class Chunked(Implementation):
     name = "chunked"
     summary = "in-repo exact attention in blocks, linear memory"
     package = "attnbench"
-    revision = 19
+    revision = 20
     options: ClassVar[Mapping[str, Option]] = {
         "query_block": Option(1024),
         "key_block": Option(262144),
